@@ -1,0 +1,204 @@
+"""``sld generate``: pictures under a policy, each with an account of what happened to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sldcore.cli.generation_request import (
+    PLAYGROUND,
+    Request,
+    check_guidance,
+    check_place,
+    pipeline_arguments,
+    plan_pictures,
+    read_policies,
+)
+from sldcore.cli.generation_run import RESULT_FILE, Progressing, generate_pictures, take_stock
+from sldcore.policy import Preset
+
+ALL_WITHHELD: Final = 3
+INTERRUPTED: Final = 130
+
+
+def generate(
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="PROMPT...", help="What to show; quote each prompt.")
+    ],
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Preset (off, weak, medium, strong, max, weak-diffusers) or YAML file; one for all prompts, "
+            "or one per prompt.",
+            show_default="medium",
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="'playground' (the embedded toy), a diffusers folder, or a hub id.")
+    ] = PLAYGROUND,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of each prompt's first picture; further ones count up.")
+    ] = 0,
+    num_images: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(help="Strength of classifier-free guidance.", show_default="7.5; playground 4"),
+    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What plain guidance steers away from.")] = None,
+    width: Annotated[
+        int | None, typer.Option(min=8, help="Pixels, a multiple of 8.", show_default="the model's")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(min=8, help="Pixels, a multiple of 8.", show_default="the model's")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for pictures and result.json.")] = Path("out"),
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Also unguided pictures of the same seeds: a comparison strip and curves for each.",
+        ),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that are denoised together.")] = 4,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        typer.Option(help="Number format.", show_default="fits the device"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Skip pictures that are there already, made from the same request."),
+    ] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print the result document, and nothing else, to stdout.")
+    ] = False,
+) -> None:
+    """Generate pictures under a safety policy.
+
+    Writes NNNN-SEED.png with metadata, and result.json. With --compare also
+    NNNN-SEED-compare.png: unguided, guided, difference, where guidance acted;
+    NNNN-SEED-curves.png: norm of the safety term and relevance at each step.
+
+    Exit codes:
+    0 done
+    1 a failure while running
+    2 bad input, nothing written
+    3 every picture was withheld
+    130 interrupted: finished pictures stay, --resume goes on
+    """
+    messages = Console(stderr=True)
+    done = Progressing()
+    with _clean_exit(messages, done, out):
+        arguments = pipeline_arguments(model, steps, guidance_scale, negative_prompt, width, height)
+        policies = read_policies(policy or [Preset.MEDIUM.value], len(prompts))
+        pictures = plan_pictures(prompts, policies, seed, num_images, compare)
+        check_place(model, device, out)
+        check_guidance(policies, arguments["guidance_scale"])
+        request = Request(pictures, model, arguments, out, batch_size, device, dtype)
+        _adopt(done, take_stock(request, resume=resume, overwrite=overwrite))
+        generate_pictures(request, done, messages)
+    _report(done, out, messages, json_output)
+
+
+@contextmanager
+def _clean_exit(messages: Console, done: Progressing, out: Path) -> Iterator[None]:
+    """One message and an exit code for what ``sld`` itself does not handle: a full disk, Ctrl-C."""
+    try:
+        yield
+    except OSError as problem:
+        _say(messages, "error", str(problem))
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        kept = (
+            f"{len(done.pictures)} finished pictures stay in {out}"
+            if done.pictures
+            else "no picture was finished"
+        )
+        _say(messages, "interrupted", f"{kept}; the same command with --resume goes on from here")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _say(messages: Console, kind: str, text: str) -> None:
+    messages.print(f"[bold red]{kind}:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def _adopt(done: Progressing, found: Progressing) -> None:
+    done.pictures.update(found.pictures)
+    done.provenance.update(found.provenance)
+
+
+def _report(done: Progressing, out: Path, messages: Console, json_output: bool) -> None:
+    from sldcore.provenance import json_text
+
+    document = done.document()
+    pictures = document["pictures"]
+    if json_output:
+        typer.echo(json_text(document, indent=2))
+    else:
+        console = Console()
+        console.print(_table(pictures))
+        console.print(f"in {escape(str(out))}, with {RESULT_FILE}", highlight=False, soft_wrap=True)
+    for picture in pictures:
+        if picture["withheld"]:
+            _say(messages, f"withheld {picture['files']['picture']}", _reason(picture))
+    if all(picture["withheld"] for picture in pictures):
+        raise typer.Exit(ALL_WITHHELD)
+
+
+def _table(pictures: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("file", no_wrap=True)
+    table.add_column("prompt", max_width=40, overflow="fold")
+    for heading in ("seed", "policy", "outcome", "rows", "strongest concept"):
+        table.add_column(heading, justify="right" if heading in ("seed", "rows") else "left", no_wrap=True)
+    for picture in pictures:
+        cells = (picture["files"]["picture"], picture["prompt"], str(picture["seed"]), picture["policy"])
+        table.add_row(
+            *map(escape, cells), _outcome(picture), _relative_rows(picture), escape(_strongest(picture))
+        )
+    return table
+
+
+def _outcome(picture: Mapping[str, Any]) -> str:
+    if picture["withheld"]:
+        return f"[bold red]withheld ({escape(picture['action'])})[/]"
+    return "[yellow]flagged[/]" if picture["flagged"] else "[green]shown[/]"
+
+
+def _relative_rows(picture: Mapping[str, Any]) -> str:
+    """Denoiser rows as a multiple of what the picture costs without safety guidance."""
+    return f"{picture['rows'] / picture['plain_rows']:.2f}x" if picture["plain_rows"] else "-"
+
+
+def _strongest(picture: Mapping[str, Any]) -> str:
+    acting = [concept for concept in picture["trace"] if concept["steps_applied"] and concept["max_norm"]]
+    if not acting:
+        return "-"
+    strongest = max(acting, key=lambda concept: float(concept["max_norm"]))
+    return f"{strongest['concept']} ({strongest['max_norm']:.2g})"
+
+
+def _reason(picture: Mapping[str, Any]) -> str:
+    """Why a picture is not shown: errors first, then what flagged it."""
+    errors = [
+        f"{failure['source']} {failure['version']}: {failure['error']}"
+        + (f" (step {failure['step']})" if failure["step"] is not None else "")
+        for failure in picture["errors"]
+    ]
+    flags = [
+        f"{verdict['filter']} {verdict['version']}: {verdict['reason'] or 'flagged'}"
+        for verdict in picture["verdicts"]
+        if verdict["flagged"]
+    ]
+    return "; ".join(errors + flags) or picture["action"]

@@ -1,0 +1,92 @@
+"""``sld policy``: look at policies, check them, and get their schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sldcore.concepts import resolve
+from sldcore.errors import PolicyError, listed, nearest
+from sldcore.policy import Preset, SafetyPolicy
+
+app = typer.Typer(no_args_is_help=True, help="Show, validate and describe safety policies.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def find_policy(name_or_path: str) -> SafetyPolicy:
+    """A preset by its name, or else a policy file by its path.
+
+    Raises:
+        PolicyError: It is neither.
+    """
+    presets = [preset.value for preset in Preset]
+    if name_or_path in presets:
+        return SafetyPolicy.preset(name_or_path)
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return SafetyPolicy.load(path)
+    raise PolicyError(
+        f"'{name_or_path}' is neither a preset nor a file{nearest(name_or_path, presets)} (presets: {listed(presets)}; "
+        "a policy file ends in .yaml)"
+    )
+
+
+@app.command()
+def show(
+    policy: Annotated[str, typer.Argument(metavar="NAME_OR_FILE", help="A preset or a YAML file.")],
+    as_json: Json = False,
+) -> None:
+    """Print a policy, its digest and the concept texts that it resolves to.
+
+    The output is itself a policy file: `sld policy show medium > mine.yaml` is a start for your own.
+    """
+    found = find_policy(policy)
+    concepts = resolve(found.concepts)
+    if as_json:
+        content = {
+            "policy": found.model_dump(mode="json"),
+            "digest": found.digest,
+            "concepts": [{"id": each.id, "text": each.text, "weight": each.weight} for each in concepts],
+        }
+        _print_json(content)
+        return
+    typer.echo(found.dump(), nl=False)
+    typer.echo(f"# digest: {found.digest}")
+    for each in concepts:
+        weight = f" (weight {each.weight:g})" if each.weight != 1 else ""
+        typer.echo(f"# {each.id}{weight}: {each.text}")
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Policy files.")],
+    as_json: Json = False,
+) -> None:
+    """Check policy files: their form, and that every concept they use can be had.
+
+    Stops at the first one that is wrong, with exit code 2.
+    """
+    valid = []
+    for file in files:
+        policy = SafetyPolicy.load(file)
+        resolve(policy.concepts)
+        valid.append({"file": str(file), "name": policy.name, "digest": policy.digest})
+    if as_json:
+        _print_json(valid)
+        return
+    for each in valid:
+        typer.echo(f"{each['file']}: valid, policy '{each['name']}', digest {each['digest']}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of policy files, for editors."""
+    _print_json(SafetyPolicy.json_schema())
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))

@@ -1,0 +1,107 @@
+"""From policies to the concept rows of a run: resolved, split to the encoder's window, encoded once.
+
+Encoded texts are kept for as long as the encoder that made them is unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sldcore.concepts import resolve, split_to_window
+from sldcore.errors import ConceptError
+from sldcore.families.base import Family
+from sldcore.policy import SafetyPolicy
+from sldcore.types import Row
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptRow:
+    """One text that a run may evaluate: a concept, or a part of one that is longer than the window."""
+
+    id: str
+    concept: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunConcepts:
+    """The concept rows of a run and what each policy uses of them.
+
+    ``used[policy]`` are (row, weight) pairs; ``arguments`` are the denoiser's text arguments, [K, ...] each.
+    """
+
+    rows: tuple[ConceptRow, ...]
+    used: Mapping[SafetyPolicy, tuple[tuple[int, float], ...]]
+    arguments: Mapping[str, Tensor]
+
+    def texts_of(self, policy: SafetyPolicy) -> dict[str, tuple[str, ...]]:
+        """Concept id to the texts that stand for it in ``policy``."""
+        texts: dict[str, tuple[str, ...]] = {}
+        for index, _ in self.used[policy]:
+            row = self.rows[index]
+            texts[row.concept] = (*texts.get(row.concept, ()), row.text)
+        return texts
+
+    def for_rows(self, rows: Sequence[Row], device: torch.device) -> dict[str, Tensor]:
+        """The text arguments of some rows, [R, ...] each."""
+        chosen = [row.concept for row in rows]
+        if len(set(chosen)) == 1:
+            only = chosen[0]
+            return {
+                name: value[only : only + 1].expand(len(chosen), *value.shape[1:])
+                for name, value in self.arguments.items()
+            }
+        index = torch.tensor(chosen, device=device)
+        return {name: value.to(device).index_select(0, index) for name, value in self.arguments.items()}
+
+
+class ConceptEncoder:
+    """Prepares the concepts of policies for one pipeline and remembers encoded texts."""
+
+    def __init__(self, pipe: Any, family: Family) -> None:
+        self._pipe = pipe
+        self._family = family
+        self._state: tuple[Any, ...] | None = None
+        self._encoded: dict[tuple[str, int | None], Mapping[str, Tensor]] = {}
+
+    def prepare(self, policies: Sequence[SafetyPolicy], clip_skip: int | None = None) -> RunConcepts:
+        """Resolve, split and encode what ``policies`` name.
+
+        Raises:
+            ConceptError: a concept is unknown, or has a term that does not fit the text encoder.
+        """
+        rows: dict[str, ConceptRow] = {}
+        used: dict[SafetyPolicy, tuple[tuple[int, float], ...]] = {}
+        for policy in dict.fromkeys(policies):
+            pairs: list[tuple[int, float]] = []
+            for concept in resolve(policy.concepts):
+                parts = split_to_window(concept, self._count, self._family.window(self._pipe))
+                for number, text in enumerate(parts, 1):
+                    name = concept.id if len(parts) == 1 else f"{concept.id}#{number}"
+                    rows.setdefault(text, ConceptRow(name, concept.id, text))
+                    pairs.append((list(rows).index(text), concept.weight))
+            used[policy] = tuple(pairs)
+        return RunConcepts(tuple(rows.values()), used, self._encode(list(rows), clip_skip))
+
+    def _count(self, text: str) -> int:
+        return self._family.count_tokens(self._pipe, text)
+
+    def _encode(self, texts: Sequence[str], clip_skip: int | None) -> Mapping[str, Tensor]:
+        state = self._family.encoder_state(self._pipe)
+        if state != self._state:
+            self._encoded.clear()
+            self._state = state
+        missing = [text for text in texts if (text, clip_skip) not in self._encoded]
+        for text in missing:
+            self._encoded[text, clip_skip] = self._family.encode(self._pipe, [text], clip_skip)
+        parts = [self._encoded[text, clip_skip] for text in texts]
+        encoded = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+        broken = [text for i, text in enumerate(texts) if not all(bool(v[i].isfinite().all()) for v in encoded.values())]
+        if broken:
+            raise ConceptError(f"the text encoder gives NaN or Inf for the concept text {broken[0]!r}; check its weights")
+        return encoded

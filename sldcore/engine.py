@@ -1,0 +1,303 @@
+"""The engine: applies policies to a diffusers pipeline and gives back only what may be shown.
+
+    resolve → encode → denoise → review → result
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from sldcore.encoding import ConceptEncoder, RunConcepts
+from sldcore.errors import GuidanceError, SafetyFailure
+from sldcore.families import family_of
+from sldcore.filters.pipeline_checker import CheckerReview, reviewing
+from sldcore.guidance.base import StepHook
+from sldcore.policy import SafetyPolicy
+from sldcore.provenance import library_versions
+from sldcore.session import Session, as_policy
+from sldcore.types import Failure, Report, Result, Trace
+
+logger = logging.getLogger(__name__)
+
+OUTPUT_TYPES: Final = ("pil", "np")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One picture to make."""
+
+    prompt: str
+    seed: int | None
+    policy: SafetyPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one pipeline call gave: pictures as the pipeline made them, and what must happen to each.
+
+    ``pixels`` float [B, H, W, 3] in 0..1. They have not been acted upon: use :meth:`shown`.
+    """
+
+    pixels: NDArray[np.float32]
+    reports: tuple[Report, ...]
+    trace: Trace
+
+    def shown(self) -> NDArray[np.float32]:
+        """The pixels that may be shown: pictures that are withheld are black."""
+        kept = np.array([not report.withheld for report in self.reports])
+        return np.where(kept[:, None, None, None], self.pixels, np.float32(0))
+
+
+class SafetyEngine:
+    """Generates pictures with a diffusers pipeline under safety policies.
+
+    Args:
+        pipe: a pipeline of a supported class; it stays the caller's and is not changed between calls.
+        policy: what applies where a call names no other; a policy or the name of a preset.
+        step_hooks: objects that see, and may edit, every step.
+
+    Raises:
+        UnsupportedPipelineError: no family knows the pipeline.
+        PolicyError: there is no preset of that name.
+    """
+
+    def __init__(self, pipe: Any, policy: SafetyPolicy | str, step_hooks: Sequence[StepHook] = ()) -> None:
+        self.pipe = pipe
+        self.policy = as_policy(policy)
+        self._family = family_of(pipe)
+        self._encoder = ConceptEncoder(pipe, self._family)
+        self._hooks = tuple(step_hooks)
+        self._call: Callable[..., Any] = getattr(pipe, "plain_call", pipe)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] | None,
+        seed: int | Sequence[int] | None = 0,
+        num_images: int = 1,
+        policies: Sequence[SafetyPolicy | str] | None = None,
+        **pipeline_arguments: Any,
+    ) -> Result:
+        """Make ``num_images`` pictures of each prompt, in one batch.
+
+        Args:
+            prompt: one prompt or several; None with ``prompt_embeds``.
+            seed: a number, from which the pictures of *every* prompt take seed, seed + 1, ... (so that a prompt gives the
+                same picture alone and in a batch); one number per prompt or per picture; or None with a ``generator``
+                of your own among the pipeline's arguments.
+            num_images: pictures per prompt.
+            policies: one policy, or name of a preset, per prompt; the engine's for all by default.
+            **pipeline_arguments: passed to the pipeline (steps, guidance_scale, negative_prompt, image, ...).
+
+        Returns:
+            Pictures in the pipeline's order, all of a prompt together. A withheld picture is black; its report
+            says why.
+
+        Raises:
+            ConfigurationError: the request cannot be carried out as it stands; nothing was generated.
+            SessionError: the pipeline is in use by another session.
+            SafetyFailure: safety failed and the policy says ``on_error: raise``.
+        """
+        samples = self._samples(prompt, seed, num_images, policies, pipeline_arguments)
+        as_arrays = _wants_arrays(pipeline_arguments)
+        arguments = self._call_arguments(prompt, samples, num_images, pipeline_arguments)
+        outcome = self.denoise(samples, arguments)
+        shown = outcome.shown()
+        images = list(shown) if as_arrays else [_picture(pixels) for pixels in shown]
+        return Result(images, outcome.reports, outcome.trace, self._provenance(samples, arguments))
+
+    def denoise(self, samples: Sequence[Sample], arguments: Mapping[str, Any]) -> Outcome:
+        """One pipeline call for ``samples`` with the pipeline's own ``arguments``, guided and reviewed."""
+        policies = [sample.policy for sample in samples]
+        self._require_guidance_scale(policies, arguments)
+        session = Session(self.pipe, self._family, self._encoder, policies, self._hooks, strict=False)
+        concepts = session.concepts(arguments.get("clip_skip"))
+        with session.active(), reviewing(self.pipe) as review:
+            output = self._call(**{**arguments, "output_type": "np", "return_dict": True})
+        pixels = np.asarray(output.images, dtype=np.float32)
+        if len(pixels) != len(samples):
+            raise SafetyFailure(f"the pipeline returned {len(pixels)} pictures for {len(samples)} samples; none is shown")
+        failures = _failures(session, samples, pixels)
+        reports = tuple(
+            _report(index, sample, session, concepts, review, failures[index]) for index, sample in enumerate(samples)
+        )
+        return Outcome(np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0), reports, _trace(session, samples))
+
+    def _samples(
+        self,
+        prompt: str | Sequence[str] | None,
+        seed: int | Sequence[int] | None,
+        num_images: int,
+        policies: Sequence[SafetyPolicy | str] | None,
+        arguments: Mapping[str, Any],
+    ) -> list[Sample]:
+        if num_images < 1:
+            raise GuidanceError(f"num_images is {num_images}; ask for at least one picture per prompt")
+        prompts = _prompts(prompt, arguments)
+        chosen = [self.policy] * len(prompts) if policies is None else [as_policy(policy) for policy in policies]
+        if len(chosen) != len(prompts):
+            raise GuidanceError(f"{len(chosen)} policies for {len(prompts)} prompts; give one per prompt")
+        seeds = _seeds(seed, len(prompts), num_images)
+        return [
+            Sample(text, seeds[number * num_images + image], policy)
+            for number, (text, policy) in enumerate(zip(prompts, chosen, strict=True))
+            for image in range(num_images)
+        ]
+
+    def _call_arguments(
+        self, prompt: Any, samples: Sequence[Sample], num_images: int, arguments: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        taken = {"num_images_per_prompt": "num_images", "return_dict": None}
+        for name, instead in taken.items():
+            if name in arguments:
+                use = f"use {instead} instead" if instead else "the engine always returns a Result"
+                raise GuidanceError(f"{name} is not an argument of the engine; {use}")
+        call = dict(arguments)
+        if prompt is not None:
+            call["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
+        negative = call.get("negative_prompt")
+        if isinstance(negative, str) and isinstance(call.get("prompt"), list):
+            call["negative_prompt"] = [negative] * len(call["prompt"])
+        if samples[0].seed is not None:
+            if "generator" in call:
+                raise GuidanceError("give either seed or generator; pass seed=None to use your own generator")
+            call["generator"] = [torch.Generator("cpu").manual_seed(s.seed) for s in samples if s.seed is not None]
+        call["num_images_per_prompt"] = num_images
+        return call
+
+    def _require_guidance_scale(self, policies: Sequence[SafetyPolicy], arguments: Mapping[str, Any]) -> None:
+        """Refuse at once what the hook would refuse at the first step."""
+        guiding = [policy.name for policy in policies if policy.guides]
+        parameter = inspect.signature(self._call).parameters.get("guidance_scale")
+        scale = arguments.get("guidance_scale", parameter.default if parameter else None)
+        if guiding and isinstance(scale, int | float) and scale <= 1:
+            raise GuidanceError(
+                f"guidance_scale is {scale:g}, which turns classifier-free guidance off, and with it policy '{guiding[0]}'. "
+                f"Use guidance_scale > 1, or the policy 'off'"
+            )
+
+    def _provenance(self, samples: Sequence[Sample], arguments: Mapping[str, Any]) -> dict[str, Any]:
+        plain = (str, int, float, bool, type(None))
+        kept = {name: value for name, value in arguments.items() if isinstance(value, plain)}
+        denoiser = self._family.denoiser(self.pipe)
+        return {
+            "model": str(self.pipe.name_or_path or type(self.pipe).__name__),
+            "model_class": type(self.pipe).__name__,
+            "arguments": {name: value for name, value in kept.items() if name != "prompt"},
+            "scheduler": type(self.pipe.scheduler).__name__,
+            "versions": library_versions(),
+            "device": str(self.pipe._execution_device),
+            "dtype": str(next(denoiser.parameters()).dtype).removeprefix("torch."),
+            "policies": {sample.policy.digest: sample.policy.dump() for sample in samples},
+        }
+
+
+def _prompts(prompt: str | Sequence[str] | None, arguments: Mapping[str, Any]) -> list[str]:
+    if prompt is None:
+        embeds = arguments.get("prompt_embeds")
+        if embeds is None:
+            raise GuidanceError("there is no prompt; give a text, a list of texts, or prompt=None with prompt_embeds")
+        return [""] * int(embeds.shape[0])
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts or not all(isinstance(text, str) for text in prompts):
+        raise GuidanceError("prompt must be a text or a list with at least one text")
+    return prompts
+
+
+def _seeds(seed: int | Sequence[int] | None, prompts: int, num_images: int) -> list[int | None]:
+    """One seed per picture, in the pipeline's order."""
+    if seed is None:
+        return [None] * (prompts * num_images)
+    if isinstance(seed, int):
+        return [seed + image for _ in range(prompts) for image in range(num_images)]
+    given = [int(each) for each in seed]
+    if len(given) == prompts * num_images:
+        return list(given)
+    if len(given) == prompts:
+        return [first + image for first in given for image in range(num_images)]
+    raise GuidanceError(
+        f"{len(given)} seeds for {prompts} prompts with {num_images} pictures each; give one number, one per prompt, or "
+        f"one per picture ({prompts * num_images})"
+    )
+
+
+def _wants_arrays(arguments: dict[str, Any]) -> bool:
+    asked = arguments.pop("output_type", "pil")
+    if asked not in OUTPUT_TYPES:
+        raise GuidanceError(
+            f"output_type '{asked}' is not available: pictures must be decoded to be reviewed; use pil or np, or guard() "
+            f"and your own call of the pipeline"
+        )
+    return bool(asked == "np")
+
+
+def _failures(session: Session, samples: Sequence[Sample], pixels: NDArray[np.float32]) -> list[tuple[Failure, ...]]:
+    """Everything that went wrong, per picture; raises where the picture's policy says so."""
+    found: list[list[Failure]] = [[] for _ in samples]
+    run = session.run
+    for index, sample in enumerate(samples):
+        if run is None:
+            if sample.policy.guides:
+                found[index].append(Failure("engine", "", "the pipeline never called the guarded denoiser"))
+        else:
+            found[index] += run.failures.get(index, [])
+            if not run.finished and not found[index]:
+                message = f"the pipeline stopped after {run.calls} of {len(run.schedule)} denoiser calls"
+                found[index].append(Failure("engine", "", message))
+    if run is not None:
+        for index, failure in run.nonfinite().items():
+            found[index].append(failure)
+    for index in np.flatnonzero(~np.isfinite(pixels).all(axis=(1, 2, 3))):
+        found[index].append(Failure("engine", "", "the decoded picture contains NaN or Inf"))
+    for sample, failures in zip(samples, found, strict=True):
+        if failures and sample.policy.on_error == "raise":
+            raise SafetyFailure(f"{failures[0].source}: {failures[0].error} (policy '{sample.policy.name}')")
+    return [tuple(failures) for failures in found]
+
+
+def _report(
+    index: int,
+    sample: Sample,
+    session: Session,
+    concepts: RunConcepts,
+    review: CheckerReview,
+    failures: tuple[Failure, ...],
+) -> Report:
+    verdicts, checker_failures = review.of(index)
+    if checker_failures and sample.policy.on_error == "raise":
+        raise SafetyFailure(f"{checker_failures[0].source}: {checker_failures[0].error} (policy '{sample.policy.name}')")
+    report = Report(
+        prompt=sample.prompt,
+        seed=sample.seed,
+        policy=sample.policy.name,
+        policy_digest=sample.policy.digest,
+        concepts=concepts.texts_of(sample.policy),
+        verdicts=verdicts,
+        errors=(*failures, *checker_failures),
+        rows=0 if session.run is None else session.run.rows_of(index),
+    )
+    if report.errors:
+        logger.warning("picture %d is withheld: %s: %s", index, report.errors[0].source, report.errors[0].error)
+        return replace(report, action="block")
+    return replace(report, action="black") if report.flagged else report
+
+
+def _trace(session: Session, samples: Sequence[Sample]) -> Trace:
+    """The run's trace, or an empty one for a run without classifier-free guidance."""
+    if session.run is not None:
+        return session.run.trace
+    none = np.zeros((len(samples), 0, 0))
+    heat = np.zeros((len(samples), 1, 1), dtype=np.float32)
+    return Trace((), (), none.astype(bool), none.astype(bool), none, none, none, heat, 0)
+
+
+def _picture(pixels: NDArray[np.float32]) -> Image.Image:
+    return Image.fromarray((pixels * 255).round().astype(np.uint8))

@@ -1,0 +1,57 @@
+"""What the engine must know about a kind of pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sldcore.types import Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Family(Protocol):
+    """One kind of classic pipeline that calls its denoiser with two halves, unconditional and conditional."""
+
+    name: str
+    pipelines: tuple[str, ...]
+    """Names of the pipeline classes; subclasses are found through their bases."""
+    latents_argument: str
+    """The denoiser's argument that holds the latents [2B, ...]."""
+    text_arguments: tuple[str, ...]
+    """The denoiser's arguments that hold text and are swapped in a concept row."""
+    cond_first: bool
+    """True if the denoiser is called with [cond; uncond]."""
+
+    def denoiser(self, pipe: Any) -> nn.Module:
+        """The module that predicts noise."""
+        ...
+
+    def is_guiding(self, pipe: Any) -> bool:
+        """During a call: does the pipeline use classifier-free guidance?"""
+        ...
+
+    def schedule(self, pipe: Any) -> Schedule:
+        """During a call, before the first step: the denoiser calls to come. Synchronises once.
+
+        Raises:
+            GuidanceError: the scheduler's noise levels cannot be told.
+        """
+        ...
+
+    def window(self, pipe: Any) -> int:
+        """Tokens that the text encoder takes, begin and end included."""
+        ...
+
+    def count_tokens(self, pipe: Any, text: str) -> int:
+        """Tokens of ``text`` by the pipeline's own tokenizer, begin and end included, nothing cut off."""
+        ...
+
+    def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None) -> Mapping[str, Tensor]:
+        """Text arguments for concept rows: each name of ``text_arguments`` to a tensor [len(texts), ...]."""
+        ...
+
+    def encoder_state(self, pipe: Any) -> tuple[Any, ...]:
+        """Something that changes when ``encode`` would give another result for the same text."""
+        ...

@@ -1,0 +1,55 @@
+"""Noise levels of diffusers' schedulers, read on the host once per run."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from sldcore.errors import GuidanceError
+from sldcore.types import Schedule
+
+
+def discrete_schedule(scheduler: Any, calls: int) -> Schedule:
+    """The schedule of a variance-preserving model with a table of alpha_bar over training timesteps.
+
+    ``calls`` is the number of denoiser calls; they are the last ones of the scheduler's timesteps. Timesteps between
+    two training timesteps (Euler, DPM++ with Karras sigmas) are interpolated in log alpha_bar.
+
+    Raises:
+        GuidanceError: no table, or an unknown prediction type.
+    """
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if table is None:
+        raise GuidanceError(
+            f"{type(scheduler).__name__} has no table of alpha_bar, so noise levels cannot be told; use one of "
+            f"diffusers' discrete schedulers (DDIM, PNDM, Euler, DPM++, LMS, UniPC, Heun)"
+        )
+    timesteps = [float(value) for value in scheduler.timesteps[-calls:].tolist()]
+    alpha_bar = np.asarray(table.tolist(), dtype=np.float64).clip(0.0, 1.0)
+    log_alpha_bar = np.log(np.maximum(alpha_bar, 1e-20))
+    levels, factors = [], []
+    for timestep in timesteps:
+        at = float(np.exp(np.interp(timestep, np.arange(len(alpha_bar)), log_alpha_bar)))
+        at = 0.0 if at <= 1e-19 else at
+        levels.append(sqrt(1 - at))
+        factors.append(_epsilon_factor(scheduler.config.prediction_type, at))
+    return Schedule(tuple(timesteps), tuple(levels), tuple(factors))
+
+
+def _epsilon_factor(prediction_type: str, alpha_bar: float) -> float:
+    """What a difference of predictions is multiplied with to give a difference of noise predictions.
+
+    From x_t = a x0 + s eps and v = a eps - s x0 at fixed x_t: d eps = a dv, and d eps = -(a / s) d x0.
+    """
+    alpha, sigma = sqrt(alpha_bar), sqrt(1 - alpha_bar)
+    if prediction_type == "epsilon":
+        return 1.0
+    if prediction_type == "v_prediction":
+        return alpha
+    if prediction_type == "sample":
+        return -alpha / sigma
+    raise GuidanceError(
+        f"prediction type '{prediction_type}' is unknown; supported are epsilon, v_prediction and sample"
+    )

@@ -1,0 +1,62 @@
+"""Stable Diffusion 1.x and 2.x, ControlNet variants included: one CLIP text encoder, a UNet, [uncond; cond]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sldcore.families.noise import discrete_schedule
+from sldcore.types import Schedule
+
+
+class StableDiffusion:
+    """Text goes into the UNet as ``encoder_hidden_states`` [2B, L, D]."""
+
+    name = "stable-diffusion"
+    pipelines = (
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionControlNetImg2ImgPipeline",
+        "StableDiffusionControlNetInpaintPipeline",
+    )
+    latents_argument = "sample"
+    text_arguments = ("encoder_hidden_states",)
+    cond_first = False
+
+    def denoiser(self, pipe: Any) -> nn.Module:
+        """The UNet."""
+        unet: nn.Module = pipe.unet
+        return unet
+
+    def is_guiding(self, pipe: Any) -> bool:
+        """The pipeline's own property."""
+        return bool(pipe.do_classifier_free_guidance)
+
+    def schedule(self, pipe: Any) -> Schedule:
+        """The last ``num_timesteps`` of the scheduler's timesteps (img2img skips the first)."""
+        return discrete_schedule(pipe.scheduler, pipe.num_timesteps)
+
+    def window(self, pipe: Any) -> int:
+        """77 for CLIP."""
+        return int(pipe.tokenizer.model_max_length)
+
+    def count_tokens(self, pipe: Any, text: str) -> int:
+        """Tokens without truncation."""
+        return len(pipe.tokenizer(text, truncation=False, verbose=False).input_ids)
+
+    @torch.no_grad()
+    def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None) -> Mapping[str, Tensor]:
+        """Hidden states [len(texts), 77, D], each text encoded alone as the reference does."""
+        device = pipe._execution_device
+        states = [pipe.encode_prompt(text, device, 1, False, clip_skip=clip_skip)[0] for text in texts]
+        return {"encoder_hidden_states": torch.cat(states)}
+
+    def encoder_state(self, pipe: Any) -> tuple[Any, ...]:
+        """Identity, dtype and in-place version of every text encoder weight, and of the tokenizer's vocabulary."""
+        weights = tuple((id(weight), weight.dtype, weight._version) for weight in pipe.text_encoder.parameters())
+        return (id(pipe.text_encoder), id(pipe.tokenizer), len(pipe.tokenizer), hash(weights))

@@ -1,0 +1,1 @@
+"""Post-filters: what looks at decoded pictures before they are shown."""

@@ -1,0 +1,1 @@
+"""Guidance methods: what is done with the predictions of one step. See :mod:`sldcore.guidance.base`."""

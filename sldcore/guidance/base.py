@@ -1,0 +1,89 @@
+"""The protocol of guidance methods and step hooks.
+
+A method is stateless and knows nothing of pipelines. For one run over a batch it is started once, with all samples
+whose policies name it, and gives a run object. At every denoiser call the run object is asked which concept rows it
+needs, and then to combine the predictions:
+
+    start(samples, schedule) -> run        state of the run lives in this object
+    run.rows(step)           -> rows       pairs (sample, concept), any subset, none if nothing is needed
+    run.combine(step, p)     -> Guided     c' = c - gamma for its samples, everything else untouched
+
+Neither may synchronise the device: rows are decided on the host, from the schedule alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from sldcore.types import Guided, Predictions, Row, Schedule, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sldcore.policy import GuidanceSpec
+
+
+@dataclass(frozen=True, slots=True)
+class GuidedSample:
+    """One sample of the batch as a method sees it: its index, its parameters, its concepts and their weights.
+
+    ``concepts`` are indices into the run's concepts; ``weights`` scale their safety terms.
+    """
+
+    index: int
+    spec: GuidanceSpec
+    concepts: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+class GuidanceRun(Protocol):
+    """The state of one method during one run."""
+
+    def rows(self, step: Step) -> tuple[Row, ...]:
+        """The concept rows that are needed at ``step``; empty where nothing has to be evaluated."""
+        ...
+
+    def combine(self, step: Step, predictions: Predictions) -> Guided:
+        """Make the safe conditional prediction. Called only at steps for which ``rows`` was not empty.
+
+        ``predictions.rows`` are this run's own; ``uncond`` and ``cond`` hold the whole batch [B, C, H, W].
+        """
+        ...
+
+
+@runtime_checkable
+class Guidance(Protocol):
+    """A guidance method. Stateless: one object serves any number of runs at once."""
+
+    name: str
+    version: str
+
+    def start(self, samples: Sequence[GuidedSample], schedule: Schedule) -> GuidanceRun:
+        """Begin a run for ``samples``.
+
+        Raises:
+            GuidanceError: the parameters make no sense for this schedule.
+        """
+        ...
+
+
+@runtime_checkable
+class StepHook(Protocol):
+    """Code that the denoising loop calls at every denoiser call, before and after the guidance is combined.
+
+    Both methods may return None to observe only, or a replacement of the same shape. An exception or a wrong
+    shape withholds every picture of the run.
+    """
+
+    name: str
+    version: str
+
+    def before_guidance(self, step: Step, predictions: Predictions) -> Predictions | None:
+        """See or replace the predictions; ``predictions.concepts`` has zero rows where none were needed."""
+        ...
+
+    def after_guidance(self, step: Step, predictions: Predictions, guided: Tensor) -> Tensor | None:
+        """See or replace the safe conditional prediction ``guided`` [B, C, H, W]."""
+        ...

@@ -1,0 +1,173 @@
+"""The parts of a policy: when guidance acts, how, and against which concepts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from sldcore.documents import Strict, describe_invalid, refuse_unknown_keys
+
+Scalar = float | int | str | bool
+
+
+def _number(value: object) -> object:
+    # Pydantic reads true as 1 and "7" as 7; in a safety setting that is a slip of the pen.
+    if isinstance(value, bool | str):
+        raise ValueError(f"expected a number, got {value!r}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+class Window(Strict):
+    """When guidance acts.
+
+    ``steps``: denoiser calls with start <= index < stop. ``fraction``: start <= index / total < stop, both in 0..1.
+    ``noise``: noise levels sqrt(1 - alpha_bar) (or flow's sigma) with stop < level <= start; they fall from 1 to 0
+    during a run, so ``start`` is the higher one, 1 by default. ``stop=None`` means until the end.
+    """
+
+    unit: Literal["steps", "fraction", "noise"] = "steps"
+    start: Number = 0.0
+    stop: Number | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_of_unit(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("unit") == "noise":
+            return {"start": 1.0, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        ends = [("start", self.start)] + ([("stop", self.stop)] if self.stop is not None else [])
+        for name, value in ends:
+            if self.unit == "steps" and (value < 0 or value != int(value)):
+                raise ValueError(f"{name} must be a whole number of steps, 0 or more, got {value:g}")
+            if self.unit != "steps" and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in 0..1 for unit '{self.unit}', got {value:g}")
+        falling = self.unit == "noise"
+        if self.stop is not None and (self.stop >= self.start if falling else self.stop <= self.start):
+            order = "below" if falling else "above"
+            raise ValueError(
+                f"stop ({self.stop:g}) must be {order} start ({self.start:g}), or the window is empty"
+            )
+        return self
+
+
+class SLDOptions(Strict):
+    """Options of the method ``sld``: the paper's s_S, lambda, s_m and beta_m (arXiv 2211.05105, section 3.2)."""
+
+    scale: Number = Field(default=1000.0, ge=0)
+    threshold: Number = 0.01
+    momentum_scale: Number = Field(default=0.3, ge=0, le=1)
+    momentum_beta: Number = Field(default=0.4, ge=0, lt=1)
+
+
+class Options(Mapping[str, Scalar]):
+    """Options of a guidance method: a mapping that cannot be changed and can be hashed."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Mapping[str, Scalar]) -> None:
+        self._items = dict(items)
+
+    def __getitem__(self, key: str) -> Scalar:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
+class GuidanceSpec(Strict):
+    """Which guidance method runs, with which options, and when.
+
+    Options of ``sld`` are checked at once and stored complete; those of other methods when the method is resolved.
+    """
+
+    method: str = Field(default="sld", min_length=1)
+    options: Annotated[
+        Mapping[str, Scalar], AfterValidator(Options), PlainSerializer(dict, return_type=dict[str, Scalar])
+    ] = Field(default_factory=lambda: Options({}), validate_default=True)
+    window: Window = Window()
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _scalars_only(cls, options: Any) -> Any:
+        if isinstance(options, Mapping):
+            for key, value in options.items():
+                if not isinstance(value, float | int | str) or (
+                    isinstance(value, float) and not isfinite(value)
+                ):
+                    raise ValueError(
+                        f"option '{key}' must be a finite number, a text, true or false, got {value!r:.80}"
+                    )
+        return options
+
+    @field_validator("options")
+    @classmethod
+    def _complete(cls, options: Mapping[str, Scalar], info: ValidationInfo) -> Mapping[str, Scalar]:
+        if info.data.get("method") != "sld":
+            return options
+        refuse_unknown_keys(options, SLDOptions.model_fields, "option of method 'sld',")
+        try:
+            return Options(SLDOptions.model_validate(dict(options)).model_dump())
+        except ValidationError as invalid:
+            raise ValueError(describe_invalid("method 'sld'", invalid)) from None
+
+
+class ConceptUse(Strict):
+    """One concept of a policy: ``use`` names one of a pack, ``text`` is one's own; exactly one of them.
+
+    ``use`` is ``pack`` (the pack's whole text), ``pack/concept``, or ``pack/*`` (each concept of the pack). A plain
+    string stands for ``use``. ``prefix`` is put in front of ``text``, and again in front of each part if the text is
+    longer than the text encoder's window. ``weight`` scales the safety term, on top of the pack's own weight.
+    """
+
+    use: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_-]*(/(\*|[a-z0-9][a-z0-9_-]*))?$")
+    text: str | None = None
+    prefix: str = ""
+    weight: Number = Field(default=1.0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_string(cls, data: Any) -> Any:
+        return {"use": data} if isinstance(data, str) else data
+
+    @field_validator("text", "prefix")
+    @classmethod
+    def _stripped(cls, value: str | None) -> str | None:
+        return re.sub(r"\s+", " ", value).strip() if value is not None else None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.use is None) == (self.text is None):
+            raise ValueError("give exactly one of 'use' (a concept of a pack) and 'text' (your own)")
+        if self.text == "":
+            raise ValueError("'text' is empty; describe what to guide away from")
+        if self.use is not None and self.prefix:
+            raise ValueError("'prefix' belongs to 'text'; a pack brings its own prefix")
+        return self

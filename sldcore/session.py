@@ -1,0 +1,191 @@
+"""Sessions: a denoiser under guard, from the moment the hook goes on until it is gone again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sldcore.denoiser import DenoiserCall, Forward, forward_signature, install, remove
+from sldcore.encoding import ConceptEncoder, RunConcepts
+from sldcore.errors import GuidanceError, SafetyFailure
+from sldcore.families import family_of
+from sldcore.families.base import Family
+from sldcore.guidance.base import StepHook
+from sldcore.policy import SafetyPolicy
+from sldcore.run import GuidedRun
+from sldcore.types import Trace
+
+Policies = Sequence[SafetyPolicy]
+
+
+class Session:
+    """Guards one pipeline. Each call of the pipeline inside the session is one run.
+
+    Not to be made directly: :func:`guard` and the engine do, and make sure that the hook is removed again.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        family: Family,
+        encoder: ConceptEncoder,
+        policies: Policies,
+        step_hooks: Sequence[StepHook] = (),
+        *,
+        strict: bool,
+    ) -> None:
+        self._pipe = pipe
+        self._family = family
+        self._encoder = encoder
+        self._policies = tuple(policies)
+        self._hooks = tuple(step_hooks)
+        self._strict = strict
+        self._concepts: dict[int | None, RunConcepts] = {}
+        self._run: GuidedRun | None = None
+        self._timesteps: Any = None
+
+    @property
+    def run(self) -> GuidedRun | None:
+        """The run of the latest pipeline call; None before the first denoiser call."""
+        return self._run
+
+    @property
+    def trace(self) -> Trace:
+        """The trace of the latest pipeline call, moved to the host.
+
+        Raises:
+            SafetyFailure: the pipeline has not called its denoiser with classifier-free guidance yet.
+        """
+        if self._run is None:
+            raise SafetyFailure(
+                "there is no trace: the guarded denoiser has not been called with classifier-free guidance. Call the "
+                "pipeline that was given to guard(), inside the with block, with guidance_scale > 1"
+            )
+        return self._run.trace
+
+    def concepts(self, clip_skip: int | None = None) -> RunConcepts:
+        """The encoded concepts of the session's policies."""
+        if clip_skip not in self._concepts:
+            self._concepts[clip_skip] = self._encoder.prepare(self._policies, clip_skip)
+        return self._concepts[clip_skip]
+
+    @contextmanager
+    def active(self) -> Iterator[Session]:
+        """Keep the hook on the denoiser, whatever happens.
+
+        Model offloading takes all hooks off and puts its own on again at the end of each pipeline call; ours is moved
+        out of the way before that and put back after it, so that the next call is guarded too.
+        """
+        module = self._family.denoiser(self._pipe)
+        signature = forward_signature(module)
+
+        def intercept(forward: Forward, args: Any, kwargs: Any) -> Any:
+            return self._intercept(signature, forward, args, kwargs)
+
+        registry = install(module, intercept)
+        free_hooks = self._pipe.maybe_free_model_hooks
+
+        def free_hooks_around_ours() -> None:
+            nonlocal registry
+            remove(registry)
+            try:
+                free_hooks()
+            finally:
+                registry = install(module, intercept)
+
+        self._pipe.maybe_free_model_hooks = free_hooks_around_ours
+        try:
+            yield self
+        finally:
+            del self._pipe.maybe_free_model_hooks
+            remove(registry)
+
+    def _intercept(self, signature: inspect.Signature, forward: Forward, args: Any, kwargs: Any) -> Any:
+        if not self._family.is_guiding(self._pipe):
+            self._refuse_to_do_nothing()
+            return forward(*args, **kwargs)
+        call = DenoiserCall.bind(self._family, signature, args, kwargs)
+        run = self._run_of(call)
+        output = run.call(forward, call)
+        if run.hopeless:
+            self._pipe._interrupt = True
+        if self._strict and run.finished:
+            for failure in run.nonfinite().values():
+                raise SafetyFailure(
+                    f"{failure.source} {failure.version}: {failure.error}; the picture cannot be trusted"
+                )
+        return output
+
+    def _refuse_to_do_nothing(self) -> None:
+        guiding = [policy.name for policy in self._policies if policy.guides]
+        if guiding or self._hooks:
+            raise GuidanceError(
+                f"policy '{guiding[0] if guiding else 'off'}' cannot act: the pipeline was called without classifier-free "
+                f"guidance, so there is no unconditional prediction. Use guidance_scale > 1, or the policy 'off' "
+                f"without step hooks"
+            )
+
+    def _run_of(self, call: DenoiserCall) -> GuidedRun:
+        """The current run, or a new one if the pipeline has set new timesteps since."""
+        timesteps = self._pipe.scheduler.timesteps
+        if self._run is None or timesteps is not self._timesteps:
+            self._timesteps = timesteps
+            self._run = GuidedRun(
+                self._family.schedule(self._pipe),
+                self._per_sample(call.batch),
+                self.concepts(getattr(self._pipe, "clip_skip", None)),
+                self._hooks,
+                self._strict,
+            )
+        return self._run
+
+    def _per_sample(self, batch: int) -> Policies:
+        if len(self._policies) == 1:
+            return self._policies * batch
+        if len(self._policies) != batch:
+            raise GuidanceError(
+                f"{len(self._policies)} policies were given, but the pipeline generates {batch} pictures in one call; give "
+                f"one policy, or one per picture in the pipeline's order (all pictures of a prompt together)"
+            )
+        return self._policies
+
+
+def as_policy(policy: SafetyPolicy | str) -> SafetyPolicy:
+    """A policy, or the preset of that name."""
+    return policy if isinstance(policy, SafetyPolicy) else SafetyPolicy.preset(policy)
+
+
+@contextmanager
+def guard(
+    pipe: Any,
+    policy: SafetyPolicy | str | Sequence[SafetyPolicy | str],
+    step_hooks: Sequence[StepHook] = (),
+) -> Iterator[Session]:
+    """Guide every call of ``pipe`` inside the ``with`` block; leave it as it was afterwards.
+
+    For your own calls of a diffusers pipeline, with whatever arguments it takes. Only guidance acts here: nothing
+    reviews the pictures, so a failure (an exception in a method or hook, NaN) raises instead of withholding them.
+
+    Args:
+        pipe: a pipeline of a supported class.
+        policy: a policy, the name of a preset, or one per picture of the call.
+        step_hooks: objects that see, and may edit, every step.
+
+    Raises:
+        UnsupportedPipelineError: no family knows the pipeline.
+        ConceptError: a concept cannot be had, or has a term that is too long.
+        SessionError: another session guards this pipeline.
+        GuidanceError: at the first denoiser call, if guidance could not act (no classifier-free guidance, window).
+        SafetyFailure: at the step that failed.
+    """
+    single = isinstance(policy, SafetyPolicy | str)
+    policies = [as_policy(each) for each in ([policy] if single else policy)]  # type: ignore[list-item]
+    if not policies:
+        raise GuidanceError("guard() was given an empty list of policies; give one, or one per picture")
+    family = family_of(pipe)
+    session = Session(pipe, family, ConceptEncoder(pipe, family), policies, step_hooks, strict=True)
+    session.concepts()
+    with session.active():
+        yield session

@@ -1,0 +1,104 @@
+"""Recording where and when guidance acted, without synchronising the device.
+
+Statistics of each step stay on the device as one small tensor; they are moved to the host together when the trace
+is asked for, after the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sldcore.types import Guided, Predictions, Row, Schedule, Step, Trace
+
+
+class Tracer:
+    """Collects one run's trace of B samples and K concepts."""
+
+    def __init__(self, concepts: Sequence[str], batch: int, schedule: Schedule) -> None:
+        self._concepts = tuple(concepts)
+        self._batch = batch
+        self._schedule = schedule
+        self._steps: list[tuple[int, tuple[Row, ...], frozenset[int]]] = []
+        self._grams: list[Tensor] = []  # [R, 3, 3] each
+        self._active: list[Tensor] = []  # [R] each
+        self._heat: Tensor | None = None  # [B, H, W]
+        self._indices: dict[tuple[int, ...], Tensor] = {}
+        self._finished: Trace | None = None
+
+    def record(self, step: Step, predictions: Predictions, guided: Guided) -> None:
+        """Note what one method did at one step.
+
+        The Gram matrix of (term, e_k - e_u, e_p - e_u) holds the term's norm and both factors of the relevance.
+        """
+        rows, terms = predictions.rows, guided.terms
+        samples = [row.sample for row in rows]
+        uncond = self._gather(predictions.uncond, samples).float()
+        cond = self._gather(predictions.cond, samples).float()
+        vectors = torch.stack([terms, predictions.concepts.float() - uncond, cond - uncond], dim=1).flatten(2)
+        self._grams.append(vectors @ vectors.transpose(1, 2))
+        self._active.append((vectors[:, 0] != 0).float().mean(1))
+        self._steps.append((step.index, rows, frozenset(guided.applied)))
+        if guided.applied:
+            self._add_heat(terms, samples, guided.applied)
+
+    def finish(self) -> Trace:
+        """Move everything to the host, once."""
+        if self._finished is None:
+            self._finished = self._collect()
+        return self._finished
+
+    def _gather(self, tensor: Tensor, samples: list[int]) -> Tensor:
+        if samples == list(range(self._batch)):
+            return tensor
+        return tensor.index_select(0, self._index(samples, tensor.device))
+
+    def _index(self, samples: list[int], device: torch.device) -> Tensor:
+        key = tuple(samples)
+        if key not in self._indices:
+            self._indices[key] = torch.tensor(samples, device=device)
+        return self._indices[key]
+
+    def _add_heat(self, terms: Tensor, samples: list[int], applied: tuple[int, ...]) -> None:
+        kept = [position for position, sample in enumerate(samples) if sample in applied]
+        if len(kept) < len(samples):
+            terms = terms[kept]
+        strength = terms.abs().mean(1)  # [R, H, W]
+        if self._heat is None:
+            self._heat = strength.new_zeros((self._batch, *strength.shape[1:]))
+        acting = [samples[position] for position in kept]
+        if acting == list(range(self._batch)):
+            self._heat += strength
+        else:
+            self._heat.index_add_(0, self._index(acting, strength.device), strength)
+
+    def _collect(self) -> Trace:
+        shape = (self._batch, len(self._concepts), len(self._schedule))
+        evaluated, applied = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+        active, norm, relevance = (np.full(shape, np.nan, dtype=np.float32) for _ in range(3))
+        if self._grams:
+            grams = torch.cat(self._grams).double().cpu().numpy()
+            shares = torch.cat(self._active).cpu().numpy()
+            entries = [(row, step, row.sample in acting) for step, rows, acting in self._steps for row in rows]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                norms = np.sqrt(grams[:, 0, 0])
+                cosines = grams[:, 1, 2] / np.sqrt(grams[:, 1, 1] * grams[:, 2, 2])
+            for number, (row, step, acts) in enumerate(entries):
+                at = (row.sample, row.concept, step)
+                evaluated[at], applied[at] = True, acts
+                active[at], norm[at], relevance[at] = shares[number], norms[number], cosines[number]
+        heat = np.zeros((self._batch, 1, 1), dtype=np.float32) if self._heat is None else self._heat.cpu().numpy()
+        return Trace(
+            concepts=self._concepts,
+            timesteps=self._schedule.timesteps,
+            evaluated=evaluated,
+            applied=applied,
+            active=active,
+            norm=norm,
+            relevance=relevance,
+            heat=heat,
+            plain_rows=2 * self._batch * len(self._schedule),
+        )

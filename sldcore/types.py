@@ -1,0 +1,198 @@
+"""The data that travels between the parts: frozen, and free of behaviour beyond simple views.
+
+Shapes use B samples (pictures), K concepts of a run, T denoiser calls, R concept rows of one call.
+A *row* is one batch entry of the denoiser; a *concept row* is the conditional row of one sample with its text
+swapped for a concept's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Concept:
+    """One safety concept: text that guidance steers away from, as one or more rows of the denoiser.
+
+    ``id`` is ``pack/name`` for concepts of a pack. ``terms`` are the parts at which ``text`` may be split when it is
+    longer than the text encoder's window; each part then gets ``prefix`` in front. ``weight`` scales the safety term.
+    """
+
+    id: str
+    text: str
+    prefix: str = ""
+    terms: tuple[str, ...] = ()
+    weight: float = 1.0
+    description: str = ""
+
+
+class Row(NamedTuple):
+    """A concept row: which sample of the batch, and which concept of the run."""
+
+    sample: int
+    concept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The denoiser calls of one run, known on the host before the first one.
+
+    ``timesteps`` as the scheduler counts them; ``noise_levels`` is sqrt(1 - alpha_bar) for variance-preserving
+    models and sigma for rectified flow, 1 = pure noise, 0 = clean; ``epsilon_factors`` turns a difference of two
+    predictions into a difference of noise predictions: 1 for epsilon, alpha for v, 1 - sigma for flow.
+    """
+
+    timesteps: tuple[float, ...]
+    noise_levels: tuple[float, ...]
+    epsilon_factors: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def step(self, index: int) -> Step:
+        """The step of one denoiser call."""
+        return Step(
+            index, len(self), self.timesteps[index], self.noise_levels[index], self.epsilon_factors[index]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One denoiser call. ``index`` counts calls from 0, as the reference does (PNDM makes 51 of them for 50)."""
+
+    index: int
+    total: int
+    timestep: float
+    noise_level: float
+    epsilon_factor: float = 1.0
+
+    @property
+    def fraction(self) -> float:
+        """How much of the run lies behind this step: 0 at the first, (total - 1) / total at the last."""
+        return self.index / self.total
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What the denoiser predicted at one step, in its own parametrisation.
+
+    ``uncond`` and ``cond``: [B, C, H, W]. ``concepts``: [R, C, H, W], one per entry of ``rows``.
+    """
+
+    uncond: Tensor
+    cond: Tensor
+    concepts: Tensor
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Guided:
+    """What a guidance method made of the predictions.
+
+    ``cond``: the safe conditional prediction c' = c - gamma, [B, C, H, W]. ``terms``: each concept row's own part of
+    gamma, [R, C, H, W], epsilon-equivalent, zero where the concept does not act; the trace is taken from it.
+    ``applied``: the samples whose ``cond`` was changed at this step.
+    """
+
+    cond: Tensor
+    terms: Tensor
+    applied: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one filter says about one picture: a score in [0, 1] per category, and whether that is too much."""
+
+    filter: str
+    version: str
+    flagged: bool
+    scores: Mapping[str, float] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something that went wrong on the way to a picture: which part, its version, at which step, and the message."""
+
+    source: str
+    version: str
+    error: str
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What happened to one picture.
+
+    ``action`` is ``none`` (shown as generated), ``black`` (the pipeline's safety checker flagged it) or ``block``
+    (withheld because safety failed; ``errors`` says why). ``concepts`` maps concept ids to the texts that guided it.
+    """
+
+    prompt: str
+    seed: int | None
+    policy: str
+    policy_digest: str
+    concepts: Mapping[str, tuple[str, ...]]
+    verdicts: tuple[Verdict, ...] = ()
+    action: str = "none"
+    attempts: int = 1
+    errors: tuple[Failure, ...] = ()
+    rows: int = 0
+    """Denoiser rows evaluated for this picture: two per call, and one per concept row."""
+
+    @property
+    def flagged(self) -> bool:
+        """True if any filter flagged the picture."""
+        return any(verdict.flagged for verdict in self.verdicts)
+
+    @property
+    def withheld(self) -> bool:
+        """True if the picture as generated is not in ``Result.images``."""
+        return self.action not in ("none", "flag")
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Where and when guidance acted, on the host.
+
+    ``concepts`` names the K concepts; arrays over sample x concept x step are [B, K, T]:
+    ``evaluated`` (was the concept row computed), ``applied`` (was its term subtracted), ``active`` (fraction of elements
+    in which the term is not zero), ``norm`` (Euclidean norm of the term), ``relevance`` (cosine of e_k - e_u and
+    e_p - e_u). The last three are NaN where nothing was evaluated. ``heat`` [B, H, W] is the mean over channels
+    of the absolute safety term, summed over the steps that applied it, in latent resolution.
+    """
+
+    concepts: tuple[str, ...]
+    timesteps: tuple[float, ...]
+    evaluated: NDArray[np.bool_]
+    applied: NDArray[np.bool_]
+    active: NDArray[np.float32]
+    norm: NDArray[np.float32]
+    relevance: NDArray[np.float32]
+    heat: NDArray[np.float32]
+    plain_rows: int
+    """Denoiser rows that the pipeline would have evaluated without guidance: two per sample and call."""
+
+    @property
+    def rows(self) -> int:
+        """Denoiser rows of the whole run: the plain ones, and one per concept row."""
+        return self.plain_rows + int(self.evaluated.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a generation returns. ``images[i]`` may be shown; ``reports[i]`` says what happened to it."""
+
+    images: Sequence[Image.Image]
+    reports: tuple[Report, ...]
+    trace: Trace
+    provenance: Mapping[str, Any]

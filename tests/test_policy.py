@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from sldcore.errors import PolicyError
+from sldcore.policy import ConceptUse, GuidanceSpec, Preset, SafetyPolicy, SLDOptions, Window
+
+# warm-up, scale, threshold, momentum scale, momentum beta: the table of the paper's model card
+TABLE = {
+    "weak": (15, 200, 0.0, 0.0, 0.0),
+    "medium": (10, 1000, 0.01, 0.3, 0.4),
+    "strong": (7, 2000, 0.025, 0.5, 0.7),
+    "max": (0, 5000, 1.0, 0.5, 0.7),
+    "weak-diffusers": (15, 20, 0.0, 0.0, 0.0),
+}
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,8}", fullmatch=True)
+uses = st.one_of(names, st.tuples(names, names | st.just("*")).map("/".join))
+words = st.from_regex(r"[A-Za-zäß][^\x00-\x20\x7f-\xa0]{0,8}", fullmatch=True)
+weights = st.floats(min_value=0, allow_infinity=False)
+concepts = st.one_of(
+    st.builds(ConceptUse, use=uses, weight=weights),
+    st.builds(ConceptUse, text=words, prefix=st.just("") | words, weight=weights),
+)
+unit = st.floats(min_value=0, max_value=1)
+windows = st.one_of(
+    st.integers(0, 1000).flatmap(
+        lambda start: st.builds(Window, start=st.just(start), stop=st.none() | st.integers(start + 1, 2000))
+    ),
+    st.tuples(unit, unit)
+    .filter(lambda ends: ends[0] < ends[1])
+    .flatmap(
+        lambda ends: st.sampled_from(
+            [
+                Window(unit="fraction", start=ends[0], stop=ends[1]),
+                Window(unit="noise", start=ends[1], stop=ends[0]),
+            ]
+        )
+    ),
+)
+sld_options = st.fixed_dictionaries(
+    {},
+    optional={
+        "scale": st.floats(min_value=0, allow_infinity=False),
+        "threshold": finite,
+        "momentum_scale": unit,
+        "momentum_beta": st.floats(min_value=0, max_value=1, exclude_max=True),
+    },
+)
+other_options = st.dictionaries(names, finite | st.integers() | st.booleans() | words, max_size=3)
+guidances = st.one_of(
+    st.builds(GuidanceSpec, options=sld_options, window=windows),
+    st.builds(GuidanceSpec, method=st.just("other"), options=other_options, window=windows),
+)
+policies = st.builds(
+    SafetyPolicy,
+    name=words,
+    description=st.just("") | words,
+    guidance=guidances,
+    concepts=st.lists(concepts, min_size=1, max_size=3).map(tuple),
+    on_error=st.sampled_from(["block", "raise"]),
+)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_preset_has_the_values_of_the_model_card(name: str) -> None:
+    policy = SafetyPolicy.preset(name)
+    assert policy.guidance is not None
+    options = policy.guidance.options
+    values = (
+        policy.guidance.window.start,
+        *(options[key] for key in ("scale", "threshold", "momentum_scale", "momentum_beta")),
+    )
+    assert values == TABLE[name]
+    assert policy.guidance.window == Window(unit="steps", start=TABLE[name][0], stop=None)
+    assert policy.guidance.method == "sld"
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_preset_uses_the_reference_text_as_one_concept(name: str) -> None:
+    policy = SafetyPolicy.preset(name)
+    assert policy.concepts == (ConceptUse(use="inappropriate"),)
+    assert (policy.name, policy.guides, policy.on_error) == (name, True, "block")
+
+
+def test_off_guides_nothing() -> None:
+    off = SafetyPolicy.preset("off")
+    assert (off.guidance, off.concepts, off.guides) == (None, (), False)
+
+
+def test_every_preset_is_found_by_name_and_by_member() -> None:
+    assert {preset.value for preset in Preset} == {*TABLE, "off"}
+    assert all(SafetyPolicy.preset(preset) is SafetyPolicy.preset(preset.value) for preset in Preset)
+
+
+def test_presets_differ_in_their_digests() -> None:
+    assert len({SafetyPolicy.preset(preset).digest for preset in Preset}) == len(Preset)
+
+
+def test_an_unknown_preset_names_the_nearest_and_all() -> None:
+    with pytest.raises(
+        PolicyError, match=r"'medum'; did you mean 'medium'\? \(available: max, medium, off, strong, weak"
+    ):
+        SafetyPolicy.preset("medum")
+
+
+@given(policies)
+def test_a_policy_survives_yaml_with_its_digest(policy: SafetyPolicy) -> None:
+    again = SafetyPolicy.parse(policy.dump())
+    assert again == policy
+    assert again.digest == policy.digest
+    assert hash(again) == hash(policy)
+
+
+@given(policies, st.randoms(use_true_random=False))
+def test_the_digest_does_not_depend_on_the_order_of_keys(policy: SafetyPolicy, random: Any) -> None:
+    def shuffled(value: Any) -> Any:
+        if isinstance(value, dict):
+            keys = list(value)
+            random.shuffle(keys)
+            return {key: shuffled(value[key]) for key in keys}
+        return [shuffled(part) for part in value] if isinstance(value, list) else value
+
+    text = yaml.safe_dump(shuffled(yaml.safe_load(policy.dump())), sort_keys=False, allow_unicode=True)
+    assert SafetyPolicy.parse(text).digest == policy.digest
+
+
+@given(policies)
+def test_a_dumped_policy_fits_the_json_schema(policy: SafetyPolicy) -> None:
+    jsonschema.validate(yaml.safe_load(policy.dump()), SafetyPolicy.json_schema())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"guidance": {"options": {"scael": 3}}, "concepts": ["a"]},
+        {"guidance": {"window": {"unit": "seconds"}}, "concepts": ["a"]},
+        {"concept": ["a"]},
+        {"guidance": {"options": {"momentum_beta": 1}}, "concepts": ["a"]},
+    ],
+)
+def test_the_json_schema_refuses_what_the_policy_refuses(content: dict[str, Any]) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content, SafetyPolicy.json_schema())
+
+
+def test_the_digest_is_a_fixed_value_for_a_fixed_policy() -> None:
+    # A change here breaks every digest that was ever recorded: say so in the changelog.
+    content = (
+        '{"concepts":[{"prefix":"","text":null,"use":"inappropriate","weight":1}],'
+        '"guidance":{"method":"sld","options":{"momentum_beta":0.4,"momentum_scale":0.3,"scale":1000,'
+        '"threshold":0.01},"window":{"start":10,"stop":null,"unit":"steps"}},"on_error":"block"}'
+    )
+    assert SafetyPolicy.preset("medium").digest == hashlib.sha256(content.encode()).hexdigest()
+
+
+def test_name_and_description_do_not_change_the_digest_and_behaviour_does() -> None:
+    medium = SafetyPolicy.preset("medium")
+    assert medium.replace(name="mine", description="as medium").digest == medium.digest
+    assert medium.replace(on_error="raise").digest != medium.digest
+    assert medium.replace(concepts=["inappropriate/*"]).digest != medium.digest
+
+
+def test_whole_numbers_and_floats_have_the_same_digest() -> None:
+    by_int = GuidanceSpec(method="other", options={"strength": 2}, window=Window(start=3))
+    by_float = GuidanceSpec(method="other", options={"strength": 2.0}, window=Window(start=3.0))
+    one, other = (
+        SafetyPolicy(guidance=guidance, concepts=(ConceptUse(use="a"),)) for guidance in (by_int, by_float)
+    )
+    assert one.digest == other.digest
+
+
+def test_options_of_sld_are_stored_complete_with_the_paper_s_medium_as_default() -> None:
+    spec = GuidanceSpec(options={"scale": 7})
+    assert dict(spec.options) == {
+        "scale": 7.0,
+        "threshold": 0.01,
+        "momentum_scale": 0.3,
+        "momentum_beta": 0.4,
+    }
+    assert SLDOptions(**spec.options).scale == 7.0
+
+
+def test_a_plain_string_is_the_name_of_a_concept() -> None:
+    text = "guidance: {}\nconcepts: [inappropriate, {use: inappropriate/hate}]\n"
+    assert SafetyPolicy.parse(text).concepts == (
+        ConceptUse(use="inappropriate"),
+        ConceptUse(use="inappropriate/hate"),
+    )
+    assert ConceptUse.model_validate("a/*") == ConceptUse(use="a/*")
+
+
+def test_a_noise_window_starts_at_pure_noise_unless_told() -> None:
+    assert Window(unit="noise").start == 1.0
+    assert Window(unit="noise", start=0.9).start == 0.9
+    assert Window(unit="fraction").start == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("guidence: {}", r"unknown key 'guidence'; did you mean 'guidance'\?"),
+        ("guidance: {metod: sld}", r"guidance: unknown key 'metod'; did you mean 'method'\?"),
+        (
+            "guidance: {window: {strat: 1}}\nconcepts: [a]",
+            r"guidance\.window: unknown key 'strat'; did you mean 'start'\?",
+        ),
+        (
+            "guidance: {options: {treshold: 1}}\nconcepts: [a]",
+            r"guidance\.options: unknown option.*'treshold'; did you mean 'threshold'\?",
+        ),
+        (
+            "guidance: {}\nconcepts: [a, {use: b, wieght: 2}]",
+            r"concepts\.1: unknown key 'wieght'; did you mean 'weight'",
+        ),
+        ("xyzzy: 1", r"unknown key 'xyzzy' \(available: concepts, description, guidance, name, on_error\)"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one(
+    text: str, complaint: str
+) -> None:
+    with pytest.raises(PolicyError, match=complaint):
+        SafetyPolicy.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "complaint"),
+    [
+        ("{options: {scale: -1}}", r"scale: .*greater than or equal to 0, got -1"),
+        ("{options: {scale: .inf}}", r"'scale' must be a finite number.*got inf"),
+        ("{options: {threshold: .nan}}", r"'threshold' must be a finite number.*got nan"),
+        ("{options: {scale: true}}", r"scale: expected a number, got True"),
+        ("{options: {scale: '7'}}", r"scale: expected a number, got '7'"),
+        ("{options: {scale: [7]}}", r"'scale' must be a finite number, a text, true or false, got \[7\]"),
+        ("{options: {momentum_beta: 1}}", r"momentum_beta: .*less than 1, got 1"),
+        ("{options: {momentum_scale: 1.1}}", r"momentum_scale: .*less than or equal to 1, got 1\.1"),
+        (
+            "{window: {unit: second}}",
+            r"guidance\.window\.unit: .*'steps', 'fraction' or 'noise', got 'second'",
+        ),
+        ("{window: {start: -1}}", r"start must be a whole number of steps, 0 or more, got -1"),
+        ("{window: {start: 1.5}}", r"start must be a whole number of steps"),
+        ("{window: {start: 5, stop: 5}}", r"stop \(5\) must be above start \(5\)"),
+        ("{window: {unit: fraction, stop: 10}}", r"stop must be in 0\.\.1 for unit 'fraction', got 10"),
+        ("{window: {unit: noise, start: 0.2, stop: 0.8}}", r"stop \(0\.8\) must be below start \(0\.2\)"),
+        ("{window: {start: true}}", r"guidance\.window\.start: expected a number, got True"),
+        ("{method: ''}", r"guidance\.method"),
+        ("sld", r"guidance: .*got 'sld'"),
+    ],
+)
+def test_guidance_that_makes_no_sense_is_refused_with_field_and_value(guidance: str, complaint: str) -> None:
+    with pytest.raises(PolicyError, match=complaint):
+        SafetyPolicy.parse(f"guidance: {guidance}\nconcepts: [inappropriate]")
+
+
+@pytest.mark.parametrize(
+    ("concept", "complaint"),
+    [
+        ("{}", r"concepts\.0: give exactly one of 'use'.*and 'text'"),
+        ("{use: a, text: b}", r"give exactly one"),
+        ("{text: '  '}", r"'text' is empty"),
+        ("{use: a, prefix: an image of}", r"'prefix' belongs to 'text'"),
+        ("{use: a, weight: -1}", r"concepts\.0\.weight: .*greater than or equal to 0, got -1"),
+        ("A B", r"concepts\.0\.use: .*got 'A B'"),
+        ("a/b/c", r"concepts\.0\.use"),
+        ("../a", r"concepts\.0\.use"),
+        ("3", r"concepts\.0"),
+    ],
+)
+def test_a_concept_that_makes_no_sense_is_refused(concept: str, complaint: str) -> None:
+    with pytest.raises(PolicyError, match=complaint):
+        SafetyPolicy.parse(f"guidance: {{}}\nconcepts: [{concept}]")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("concepts: [inappropriate]", "concepts are given but 'guidance' is null"),
+        ("guidance: {}", "guidance is given but no concepts"),
+        ("on_error: ignore", r"on_error: .*'block' or 'raise', got 'ignore'"),
+        ("name: 3", r"name: .*got 3"),
+    ],
+)
+def test_a_policy_that_would_not_do_what_it_seems_to_say_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(PolicyError, match=complaint):
+        SafetyPolicy.parse(text)
+
+
+def test_everything_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(PolicyError, match=r"on_error: .*; .*window|window.*; on_error"):
+        SafetyPolicy.parse("on_error: x\nguidance: {window: {start: -1}}\nconcepts: [a]")
+
+
+def test_direct_construction_raises_a_value_error_with_the_suggestion() -> None:
+    with pytest.raises(ValueError, match="did you mean 'guidance'"):
+        SafetyPolicy(guidanc=None)  # type: ignore[call-arg]
+
+
+def test_replace_validates_again() -> None:
+    medium = SafetyPolicy.preset("medium")
+    with pytest.raises(PolicyError, match="policy 'medium': guidance is given but no concepts"):
+        medium.replace(concepts=())
+    with pytest.raises(PolicyError, match="did you mean 'on_error'"):
+        medium.replace(onerror="raise")
+
+
+def test_a_policy_and_its_parts_cannot_be_changed() -> None:
+    policy = SafetyPolicy.preset("max")
+    assert policy.guidance is not None
+    with pytest.raises(ValidationError):
+        policy.name = "x"  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        policy.guidance.window.start = 3  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        policy.guidance.options["scale"] = 1.0  # type: ignore[index]
+
+
+def test_options_do_not_follow_the_dict_they_were_made_from() -> None:
+    options = {"a": 1}
+    spec = GuidanceSpec(method="other", options=options)
+    options["a"] = 2
+    assert spec.options["a"] == 1
+
+
+def test_a_policy_can_be_copied_pickled_and_used_as_a_key() -> None:
+    policy = SafetyPolicy.preset("strong")
+    copies = [copy.deepcopy(policy), pickle.loads(pickle.dumps(policy)), policy.model_copy(deep=True)]
+    assert {policy, *copies} == {policy}
+
+
+def test_a_policy_file_is_written_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "policies" / "strong.yaml"
+    text = SafetyPolicy.preset("strong").dump(path)
+    assert path.read_text(encoding="utf-8") == text
+    assert SafetyPolicy.load(path) == SafetyPolicy.preset("strong")
+
+
+def test_an_error_in_a_file_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("on_error: maybe\n")
+    with pytest.raises(PolicyError, match=r"mine\.yaml: on_error"):
+        SafetyPolicy.load(path)
+
+
+def test_the_json_schema_is_json() -> None:
+    assert json.loads(json.dumps(SafetyPolicy.json_schema()))["title"] == "SafetyPolicy"
