@@ -81,7 +81,9 @@ class DenoiserCall:
         }
         missing = [name for name in texts if arguments.get(name) is None]
         if missing:
-            raise GuidanceError(f"the pipeline calls its denoiser without {missing[0]}, so no concept can be put there")
+            raise GuidanceError(
+                f"the pipeline calls its denoiser without {missing[0]}, so no concept can be put there"
+            )
         return inspect.BoundArguments(self.bound.signature, OrderedDict(arguments))
 
     def split(self, output: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,7 +162,7 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]
         super().__init__()
         self._intercept = intercept
 
-    @torch.compiler.disable(recursive=False)
+    @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """What the denoiser's forward becomes while the hook is installed."""
         return self._intercept(self.fn_ref.original_forward, args, kwargs)

@@ -101,7 +101,13 @@ class ConceptEncoder:
             self._encoded[text, clip_skip] = self._family.encode(self._pipe, [text], clip_skip)
         parts = [self._encoded[text, clip_skip] for text in texts]
         encoded = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
-        broken = [text for i, text in enumerate(texts) if not all(bool(v[i].isfinite().all()) for v in encoded.values())]
+        broken = [
+            text
+            for i, text in enumerate(texts)
+            if not all(bool(v[i].isfinite().all()) for v in encoded.values())
+        ]
         if broken:
-            raise ConceptError(f"the text encoder gives NaN or Inf for the concept text {broken[0]!r}; check its weights")
+            raise ConceptError(
+                f"the text encoder gives NaN or Inf for the concept text {broken[0]!r}; check its weights"
+            )
         return encoded

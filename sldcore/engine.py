@@ -1,6 +1,6 @@
 """The engine: applies policies to a diffusers pipeline and gives back only what may be shown.
 
-    resolve → encode → denoise → review → result
+resolve → encode → denoise → review → result
 """
 
 from __future__ import annotations
@@ -124,12 +124,17 @@ class SafetyEngine:
             output = self._call(**{**arguments, "output_type": "np", "return_dict": True})
         pixels = np.asarray(output.images, dtype=np.float32)
         if len(pixels) != len(samples):
-            raise SafetyFailure(f"the pipeline returned {len(pixels)} pictures for {len(samples)} samples; none is shown")
+            raise SafetyFailure(
+                f"the pipeline returned {len(pixels)} pictures for {len(samples)} samples; none is shown"
+            )
         failures = _failures(session, samples, pixels)
         reports = tuple(
-            _report(index, sample, session, concepts, review, failures[index]) for index, sample in enumerate(samples)
+            _report(index, sample, session, concepts, review, failures[index])
+            for index, sample in enumerate(samples)
         )
-        return Outcome(np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0), reports, _trace(session, samples))
+        return Outcome(
+            np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0), reports, _trace(session, samples)
+        )
 
     def _samples(
         self,
@@ -142,7 +147,9 @@ class SafetyEngine:
         if num_images < 1:
             raise GuidanceError(f"num_images is {num_images}; ask for at least one picture per prompt")
         prompts = _prompts(prompt, arguments)
-        chosen = [self.policy] * len(prompts) if policies is None else [as_policy(policy) for policy in policies]
+        chosen = (
+            [self.policy] * len(prompts) if policies is None else [as_policy(policy) for policy in policies]
+        )
         if len(chosen) != len(prompts):
             raise GuidanceError(f"{len(chosen)} policies for {len(prompts)} prompts; give one per prompt")
         seeds = _seeds(seed, len(prompts), num_images)
@@ -169,7 +176,9 @@ class SafetyEngine:
         if samples[0].seed is not None:
             if "generator" in call:
                 raise GuidanceError("give either seed or generator; pass seed=None to use your own generator")
-            call["generator"] = [torch.Generator("cpu").manual_seed(s.seed) for s in samples if s.seed is not None]
+            call["generator"] = [
+                torch.Generator("cpu").manual_seed(s.seed) for s in samples if s.seed is not None
+            ]
         call["num_images_per_prompt"] = num_images
         return call
 
@@ -204,7 +213,9 @@ def _prompts(prompt: str | Sequence[str] | None, arguments: Mapping[str, Any]) -
     if prompt is None:
         embeds = arguments.get("prompt_embeds")
         if embeds is None:
-            raise GuidanceError("there is no prompt; give a text, a list of texts, or prompt=None with prompt_embeds")
+            raise GuidanceError(
+                "there is no prompt; give a text, a list of texts, or prompt=None with prompt_embeds"
+            )
         return [""] * int(embeds.shape[0])
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts or not all(isinstance(text, str) for text in prompts):
@@ -239,7 +250,9 @@ def _wants_arrays(arguments: dict[str, Any]) -> bool:
     return bool(asked == "np")
 
 
-def _failures(session: Session, samples: Sequence[Sample], pixels: NDArray[np.float32]) -> list[tuple[Failure, ...]]:
+def _failures(
+    session: Session, samples: Sequence[Sample], pixels: NDArray[np.float32]
+) -> list[tuple[Failure, ...]]:
     """Everything that went wrong, per picture; raises where the picture's policy says so."""
     found: list[list[Failure]] = [[] for _ in samples]
     run = session.run
@@ -255,8 +268,9 @@ def _failures(session: Session, samples: Sequence[Sample], pixels: NDArray[np.fl
     if run is not None:
         for index, failure in run.nonfinite().items():
             found[index].append(failure)
-    for index in np.flatnonzero(~np.isfinite(pixels).all(axis=(1, 2, 3))):
-        found[index].append(Failure("engine", "", "the decoded picture contains NaN or Inf"))
+    for index, picture in enumerate(pixels):
+        if not np.isfinite(picture).all():
+            found[index].append(Failure("engine", "", "the decoded picture contains NaN or Inf"))
     for sample, failures in zip(samples, found, strict=True):
         if failures and sample.policy.on_error == "raise":
             raise SafetyFailure(f"{failures[0].source}: {failures[0].error} (policy '{sample.policy.name}')")
@@ -273,7 +287,9 @@ def _report(
 ) -> Report:
     verdicts, checker_failures = review.of(index)
     if checker_failures and sample.policy.on_error == "raise":
-        raise SafetyFailure(f"{checker_failures[0].source}: {checker_failures[0].error} (policy '{sample.policy.name}')")
+        raise SafetyFailure(
+            f"{checker_failures[0].source}: {checker_failures[0].error} (policy '{sample.policy.name}')"
+        )
     report = Report(
         prompt=sample.prompt,
         seed=sample.seed,
@@ -285,7 +301,9 @@ def _report(
         rows=0 if session.run is None else session.run.rows_of(index),
     )
     if report.errors:
-        logger.warning("picture %d is withheld: %s: %s", index, report.errors[0].source, report.errors[0].error)
+        logger.warning(
+            "picture %d is withheld: %s: %s", index, report.errors[0].source, report.errors[0].error
+        )
         return replace(report, action="block")
     return replace(report, action="black") if report.flagged else report
 
@@ -294,7 +312,7 @@ def _trace(session: Session, samples: Sequence[Sample]) -> Trace:
     """The run's trace, or an empty one for a run without classifier-free guidance."""
     if session.run is not None:
         return session.run.trace
-    none = np.zeros((len(samples), 0, 0))
+    none = np.zeros((len(samples), 0, 0), dtype=np.float32)
     heat = np.zeros((len(samples), 1, 1), dtype=np.float32)
     return Trace((), (), none.astype(bool), none.astype(bool), none, none, none, heat, 0)
 

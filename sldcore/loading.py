@@ -62,7 +62,9 @@ def safetensors_only(model: Any, options: Mapping[str, Any]) -> Iterator[dict[st
         ModelError: nothing usable at ``model``, or the caller asked for pickled weights.
     """
     if options.get("use_safetensors") is False:
-        raise ModelError(f"{model}: use_safetensors=False asks for pickled weights, which can run code; {_CONVERT}")
+        raise ModelError(
+            f"{model}: use_safetensors=False asks for pickled weights, which can run code; {_CONVERT}"
+        )
     folder = Path(str(model))
     if folder.is_dir():
         _refuse_pickle_only(folder)
@@ -79,14 +81,18 @@ def safetensors_only(model: Any, options: Mapping[str, Any]) -> Iterator[dict[st
         ) from error
 
 
-_CONVERT: Final = "convert the weights to safetensors first (save_pretrained with safe_serialization=True does)"
+_CONVERT: Final = (
+    "convert the weights to safetensors first (save_pretrained with safe_serialization=True does)"
+)
 
 
 def _refuse_pickle(path: Path) -> None:
     if path.suffix.lower() in PICKLED:
         raise ModelError(f"{path} is pickled, and loading it could run code; {_CONVERT}")
     if path.suffix.lower() != ".safetensors":
-        raise ModelError(f"{path} is not a .safetensors checkpoint; give one, or a folder in diffusers layout")
+        raise ModelError(
+            f"{path} is not a .safetensors checkpoint; give one, or a folder in diffusers layout"
+        )
 
 
 def _refuse_pickle_only(folder: Path) -> None:
@@ -96,7 +102,9 @@ def _refuse_pickle_only(folder: Path) -> None:
     for component in sorted(path for path in folder.iterdir() if path.is_dir()):
         files = [path.suffix.lower() for path in component.iterdir()]
         if any(suffix in PICKLED for suffix in files) and ".safetensors" not in files:
-            raise ModelError(f"{component} holds pickled weights only, and loading them could run code; {_CONVERT}")
+            raise ModelError(
+                f"{component} holds pickled weights only, and loading them could run code; {_CONVERT}"
+            )
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

@@ -71,7 +71,9 @@ class SLDPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             image_encoder=image_encoder,
             requires_safety_checker=requires_safety_checker,
         )
-        self.safety_concept = load_pack("inappropriate").whole().text if safety_concept is None else safety_concept
+        self.safety_concept = (
+            load_pack("inappropriate").whole().text if safety_concept is None else safety_concept
+        )
         self._engine: SafetyEngine | None = None
 
     @classmethod
@@ -138,7 +140,9 @@ class SLDPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         """
         if output_type not in ("pil", "np"):
             raise GuidanceError(f"output_type '{output_type}' is not available; use pil or np")
-        policy = self._policy(sld_guidance_scale, sld_warmup_steps, sld_threshold, sld_momentum_scale, sld_mom_beta)
+        policy = self._policy(
+            sld_guidance_scale, sld_warmup_steps, sld_threshold, sld_momentum_scale, sld_mom_beta
+        )
         arguments = dict(
             pipeline_arguments,
             prompt=prompt,
@@ -162,13 +166,20 @@ class SLDPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         output = self._output(self._engine.denoise(samples, arguments), policy, output_type)
         if return_dict:
             return output
-        return (output.images, output.nsfw_content_detected, output.applied_safety_concept, output.unsafe_images)
+        return (
+            output.images,
+            output.nsfw_content_detected,
+            output.applied_safety_concept,
+            output.unsafe_images,
+        )
 
     def _policy(
         self, scale: float, warmup: int, threshold: float, momentum_scale: float, momentum_beta: float
     ) -> SafetyPolicy:
         if scale < 1:
-            warnings.warn("sld_guidance_scale < 1: safety guidance is off for this call", UserWarning, stacklevel=3)
+            warnings.warn(
+                "sld_guidance_scale < 1: safety guidance is off for this call", UserWarning, stacklevel=3
+            )
             return SafetyPolicy.preset("off")
         options = {
             "scale": scale,
@@ -200,7 +211,9 @@ class SLDPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         )
 
 
-def _modern_callback(callback: Callable[[int, int, Tensor], None], every: int) -> Callable[..., dict[str, Any]]:
+def _modern_callback(
+    callback: Callable[[int, int, Tensor], None], every: int
+) -> Callable[..., dict[str, Any]]:
     """The original's callback(step, timestep, latents) as diffusers calls it today."""
 
     def on_step_end(pipe: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:

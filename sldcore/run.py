@@ -93,7 +93,9 @@ class GuidedRun:
         for lane, lane_rows in lanes:
             own = predictions.concepts[position : position + len(lane_rows)]
             position += len(lane_rows)
-            guided = self._combine(lane, step, replace(predictions, cond=guided, concepts=own, rows=lane_rows))
+            guided = self._combine(
+                lane, step, replace(predictions, cond=guided, concepts=own, rows=lane_rows)
+            )
         guided = self._after(step, predictions, guided)
         if guided is cond and predictions.uncond is uncond:
             return call.cut(output) if rows else output
@@ -107,7 +109,9 @@ class GuidedRun:
         for sample, concept, step in zip(*with_nan.nonzero(), strict=True):
             first = found.get(int(sample))
             if first is None or (first.step or 0) > int(step):
-                message = f"NaN or Inf in the safety term of concept '{trace.concepts[concept]}' at step {step}"
+                message = (
+                    f"NaN or Inf in the safety term of concept '{trace.concepts[concept]}' at step {step}"
+                )
                 method = next(lane.method for lane in self._lanes if int(sample) in lane.samples)
                 found[int(sample)] = Failure(method.name, method.version, message, int(step))
         return found
@@ -193,7 +197,9 @@ class GuidedRun:
         lane.failed = True
         self._fail(lane.samples, lane.method.name, lane.method.version, error, step)
 
-    def _fail(self, samples: Sequence[int], source: str, version: str, error: Exception, step: Step | None) -> None:
+    def _fail(
+        self, samples: Sequence[int], source: str, version: str, error: Exception, step: Step | None
+    ) -> None:
         at = None if step is None else step.index
         failure = Failure(source, version, f"{type(error).__name__}: {error}", at)
         if self._strict or any(self._policies[sample].on_error == "raise" for sample in samples):

@@ -180,8 +180,7 @@ def guard(
         GuidanceError: at the first denoiser call, if guidance could not act (no classifier-free guidance, window).
         SafetyFailure: at the step that failed.
     """
-    single = isinstance(policy, SafetyPolicy | str)
-    policies = [as_policy(each) for each in ([policy] if single else policy)]  # type: ignore[list-item]
+    policies = [as_policy(each) for each in ([policy] if isinstance(policy, SafetyPolicy | str) else policy)]
     if not policies:
         raise GuidanceError("guard() was given an empty list of policies; give one, or one per picture")
     family = family_of(pipe)

@@ -82,7 +82,9 @@ class Tracer:
         if self._grams:
             grams = torch.cat(self._grams).double().cpu().numpy()
             shares = torch.cat(self._active).cpu().numpy()
-            entries = [(row, step, row.sample in acting) for step, rows, acting in self._steps for row in rows]
+            entries = [
+                (row, step, row.sample in acting) for step, rows, acting in self._steps for row in rows
+            ]
             with np.errstate(invalid="ignore", divide="ignore"):
                 norms = np.sqrt(grams[:, 0, 0])
                 cosines = grams[:, 1, 2] / np.sqrt(grams[:, 1, 1] * grams[:, 2, 2])
@@ -90,7 +92,11 @@ class Tracer:
                 at = (row.sample, row.concept, step)
                 evaluated[at], applied[at] = True, acts
                 active[at], norm[at], relevance[at] = shares[number], norms[number], cosines[number]
-        heat = np.zeros((self._batch, 1, 1), dtype=np.float32) if self._heat is None else self._heat.cpu().numpy()
+        heat = (
+            np.zeros((self._batch, 1, 1), dtype=np.float32)
+            if self._heat is None
+            else self._heat.cpu().numpy()
+        )
         return Trace(
             concepts=self._concepts,
             timesteps=self._schedule.timesteps,

@@ -16,7 +16,7 @@ class StableDiffusion:
     """Text goes into the UNet as ``encoder_hidden_states`` [2B, L, D]."""
 
     name = "stable-diffusion"
-    pipelines = (
+    pipelines: tuple[str, ...] = (
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
@@ -25,7 +25,7 @@ class StableDiffusion:
         "StableDiffusionControlNetInpaintPipeline",
     )
     latents_argument = "sample"
-    text_arguments = ("encoder_hidden_states",)
+    text_arguments: tuple[str, ...] = ("encoder_hidden_states",)
     cond_first = False
 
     def denoiser(self, pipe: Any) -> nn.Module:
@@ -58,5 +58,7 @@ class StableDiffusion:
 
     def encoder_state(self, pipe: Any) -> tuple[Any, ...]:
         """Identity, dtype and in-place version of every text encoder weight, and of the tokenizer's vocabulary."""
-        weights = tuple((id(weight), weight.dtype, weight._version) for weight in pipe.text_encoder.parameters())
+        weights = tuple(
+            (id(weight), weight.dtype, weight._version) for weight in pipe.text_encoder.parameters()
+        )
         return (id(pipe.text_encoder), id(pipe.tokenizer), len(pipe.tokenizer), hash(weights))

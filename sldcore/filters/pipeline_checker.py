@@ -43,7 +43,9 @@ class CheckerReview:
         release = version("diffusers")
         if self._error is not None or self._flags is None:
             return (), (Failure(NAME, release, self._error or "the pipeline did not run it"),)
-        reason = "the pipeline's safety checker found a concept above its threshold" if self._flags[index] else ""
+        reason = (
+            "the pipeline's safety checker found a concept above its threshold" if self._flags[index] else ""
+        )
         return (Verdict(NAME, release, self._flags[index], reason=reason),), ()
 
 

@@ -18,5 +18,7 @@ def method_named(name: str) -> Guidance:
         GuidanceError: there is none.
     """
     if name not in METHODS:
-        raise GuidanceError(f"no guidance method is called '{name}'{nearest(name, METHODS)}; available: {listed(METHODS)}")
+        raise GuidanceError(
+            f"no guidance method is called '{name}'{nearest(name, METHODS)}; available: {listed(METHODS)}"
+        )
     return METHODS[name]

@@ -31,9 +31,14 @@ SMALLEST_FACTOR: Final = 1e-4
 
 
 def safety_term(
-    e_u: Tensor, e_p: Tensor, e_s: Tensor, scale: Tensor | float, threshold: Tensor | float, factor: float = 1.0
+    e_u: Tensor,
+    e_p: Tensor,
+    e_s: Tensor,
+    scale: Tensor | float,
+    threshold: Tensor | float,
+    factor: float = 1.0,
 ) -> Tensor:
-    """mu * (e_S - e_u) of equations 4 and 6, epsilon-equivalent, for rows [R, C, H, W].
+    """Term mu * (e_S - e_u) of equations 4 and 6, epsilon-equivalent, for rows [R, C, H, W].
 
     ``scale`` is s_S and ``threshold`` lambda, numbers or [R, 1, 1, 1]; ``factor`` turns prediction differences
     into noise differences.
@@ -115,7 +120,12 @@ class SLDRun:
         e_u, e_p, e_s = predictions.uncond.float(), cond.float(), predictions.concepts.float()
         factor = step.epsilon_factor if abs(step.epsilon_factor) > SMALLEST_FACTOR else 0.0
         terms = safety_term(
-            _take(e_u, plan.row_samples), _take(e_p, plan.row_samples), e_s, plan.scale, plan.threshold, factor
+            _take(e_u, plan.row_samples),
+            _take(e_p, plan.row_samples),
+            e_s,
+            plan.scale,
+            plan.threshold,
+            factor,
         )
         if not (isinstance(plan.weight, float) and plan.weight == 1.0):
             terms = terms * plan.weight
@@ -174,7 +184,9 @@ def _member(sample: GuidedSample, schedule: Schedule) -> _Member:
     )
 
 
-def _make_plan(members: Sequence[_Member], active: Sequence[int], acting: Sequence[bool], cond: Tensor) -> _Plan:
+def _make_plan(
+    members: Sequence[_Member], active: Sequence[int], acting: Sequence[bool], cond: Tensor
+) -> _Plan:
     chosen = [members[index] for index in active]
     row_samples = [row.sample for member in chosen for row in member.rows]
     row_members = [position for position, member in enumerate(chosen) for _ in member.rows]

@@ -32,7 +32,7 @@ class Settings:
     vae_batch: int = 32
     classifier_steps: int = 900
     classifier_batch: int = 64
-    unet_steps: int = 7_500
+    unet_steps: int = 5_000
     unet_batch: int = 64
     learning_rate: float = 1.5e-3
     caption_dropout: float = 0.1
