@@ -59,20 +59,22 @@ class DenoiserCall:
         latents: Tensor = self.bound.arguments[self.family.latents_argument]
         return latents
 
-    def with_rows(self, rows: Sequence[Row], texts: Mapping[str, Tensor]) -> inspect.BoundArguments:
-        """The call's arguments with one more row per entry of ``rows``.
+    def conditional_rows(self, rows: Sequence[Row]) -> Tensor | slice:
+        """Where the conditional row of each row's sample stands in this call; a slice if it is all of them."""
+        first_cond = 0 if self.family.cond_first else self.batch
+        samples = [row.sample for row in rows]
+        if samples == list(range(self.batch)):
+            return slice(first_cond, first_cond + self.batch)
+        return torch.tensor([first_cond + sample for sample in samples], device=self.latents.device)
 
-        ``texts``: text argument name to the rows' concept texts, [R, ...].
+    def with_rows(self, source: Tensor | slice, texts: Mapping[str, Tensor]) -> inspect.BoundArguments:
+        """The call's arguments with R concept rows appended.
+
+        ``source`` is :meth:`conditional_rows` of the rows; ``texts`` the rows' concept texts by argument, [R, ...].
 
         Raises:
             GuidanceError: a text argument cannot be extended by the concept's.
         """
-        first_cond = 0 if self.family.cond_first else self.batch
-        samples = [row.sample for row in rows]
-        if samples == list(range(self.batch)):
-            source: Tensor | slice = slice(first_cond, first_cond + self.batch)
-        else:
-            source = torch.tensor([first_cond + sample for sample in samples], device=self.latents.device)
         arguments = {
             name: _append_text(name, value, texts[name])
             if name in texts and value is not None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sldcore.concepts import resolve, split_to_window
 from sldcore.errors import ConceptError
-from sldcore.families.base import Family
+from sldcore.families.base import Family, TextOptions
 from sldcore.policy import SafetyPolicy
 from sldcore.types import Row
 
@@ -67,9 +67,9 @@ class ConceptEncoder:
         self._pipe = pipe
         self._family = family
         self._state: tuple[Any, ...] | None = None
-        self._encoded: dict[tuple[str, int | None], Mapping[str, Tensor]] = {}
+        self._encoded: dict[tuple[str, TextOptions], Mapping[str, Tensor]] = {}
 
-    def prepare(self, policies: Sequence[SafetyPolicy], clip_skip: int | None = None) -> RunConcepts:
+    def prepare(self, policies: Sequence[SafetyPolicy], options: TextOptions) -> RunConcepts:
         """Resolve, split and encode what ``policies`` name.
 
         Raises:
@@ -86,20 +86,20 @@ class ConceptEncoder:
                     rows.setdefault(text, ConceptRow(name, concept.id, text))
                     pairs.append((list(rows).index(text), concept.weight))
             used[policy] = tuple(pairs)
-        return RunConcepts(tuple(rows.values()), used, self._encode(list(rows), clip_skip))
+        return RunConcepts(tuple(rows.values()), used, self._encode(list(rows), options))
 
     def _count(self, text: str) -> int:
         return self._family.count_tokens(self._pipe, text)
 
-    def _encode(self, texts: Sequence[str], clip_skip: int | None) -> Mapping[str, Tensor]:
+    def _encode(self, texts: Sequence[str], options: TextOptions) -> Mapping[str, Tensor]:
         state = self._family.encoder_state(self._pipe)
         if state != self._state:
             self._encoded.clear()
             self._state = state
-        missing = [text for text in texts if (text, clip_skip) not in self._encoded]
+        missing = [text for text in texts if (text, options) not in self._encoded]
         for text in missing:
-            self._encoded[text, clip_skip] = self._family.encode(self._pipe, [text], clip_skip)
-        parts = [self._encoded[text, clip_skip] for text in texts]
+            self._encoded[text, options] = self._family.encode(self._pipe, [text], options)
+        parts = [self._encoded[text, options] for text in texts]
         encoded = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
         broken = [
             text

@@ -19,6 +19,7 @@ from PIL import Image
 from sldcore.encoding import ConceptEncoder, RunConcepts
 from sldcore.errors import GuidanceError, SafetyFailure
 from sldcore.families import family_of
+from sldcore.families.base import TextOptions
 from sldcore.filters.pipeline_checker import CheckerReview, reviewing
 from sldcore.guidance.base import StepHook
 from sldcore.policy import SafetyPolicy
@@ -119,7 +120,8 @@ class SafetyEngine:
         policies = [sample.policy for sample in samples]
         self._require_guidance_scale(policies, arguments)
         session = Session(self.pipe, self._family, self._encoder, policies, self._hooks, strict=False)
-        concepts = session.concepts(arguments.get("clip_skip"))
+        lora_scale = (arguments.get("cross_attention_kwargs") or {}).get("scale")
+        concepts = session.concepts(TextOptions(arguments.get("clip_skip"), lora_scale))
         with session.active(), reviewing(self.pipe) as review:
             output = self._call(**{**arguments, "output_type": "np", "return_dict": True})
         pixels = np.asarray(output.images, dtype=np.float32)

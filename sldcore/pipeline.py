@@ -21,7 +21,8 @@ from torch import Tensor
 from sldcore.concepts import load_pack
 from sldcore.engine import Outcome, SafetyEngine, Sample
 from sldcore.errors import ConceptError, GuidanceError
-from sldcore.loading import safetensors_only
+from sldcore.loading import PLAYGROUND, safetensors_only
+from sldcore.playground import MODEL
 from sldcore.policy import ConceptUse, GuidanceSpec, SafetyPolicy, Window
 from sldcore.types import Report, Trace
 
@@ -78,13 +79,14 @@ class SLDPipeline(StableDiffusionPipeline):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Self:
-        """Load a Stable Diffusion checkpoint from a folder or the hub, safetensors only.
+        """Load a Stable Diffusion checkpoint from a folder or the hub, or ``"playground"``; safetensors only.
 
         Raises:
             ModelError: there is nothing at that place, or it holds pickled weights only.
         """
-        with safetensors_only(pretrained_model_name_or_path, options) as checked:
-            loaded: Self = super().from_pretrained(pretrained_model_name_or_path, **checked)
+        place = MODEL if pretrained_model_name_or_path == PLAYGROUND else pretrained_model_name_or_path
+        with safetensors_only(place, options) as checked:
+            loaded: Self = super().from_pretrained(str(place), **checked)
         return loaded
 
     @property

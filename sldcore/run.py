@@ -54,7 +54,7 @@ class GuidedRun:
         self._strict = strict
         self._tracer = Tracer([row.id for row in concepts.rows], len(policies), schedule)
         self._concept_rows = [0] * len(policies)
-        self._texts: dict[tuple[Row, ...], dict[str, Tensor]] = {}
+        self._inputs: dict[tuple[Row, ...], tuple[Tensor | slice, dict[str, Tensor]]] = {}
         self._lanes = self._start_lanes()
 
     @property
@@ -81,7 +81,7 @@ class GuidedRun:
         step = self._next_step()
         lanes = [(lane, rows) for lane in self._lanes if (rows := self._rows_of(lane, step))]
         rows = tuple(row for _, lane_rows in lanes for row in lane_rows)
-        bound = call.with_rows(rows, self._texts_of(rows, call)) if rows else call.bound
+        bound = call.with_rows(*self._inputs_of(rows, call)) if rows else call.bound
         for row in rows:
             self._concept_rows[row.sample] += 1
         output = forward(*bound.args, **bound.kwargs)
@@ -152,10 +152,14 @@ class GuidedRun:
             self._fail_lane(lane, error, step)
             return ()
 
-    def _texts_of(self, rows: tuple[Row, ...], call: DenoiserCall) -> dict[str, Tensor]:
-        if rows not in self._texts:
-            self._texts[rows] = self._concepts.for_rows(rows, call.latents.device)
-        return self._texts[rows]
+    def _inputs_of(
+        self, rows: tuple[Row, ...], call: DenoiserCall
+    ) -> tuple[Tensor | slice, dict[str, Tensor]]:
+        """What the rows copy and which texts they get; made once per set of rows, so that no step waits for the host."""
+        if rows not in self._inputs:
+            texts = self._concepts.for_rows(rows, call.latents.device)
+            self._inputs[rows] = call.conditional_rows(rows), texts
+        return self._inputs[rows]
 
     def _combine(self, lane: Lane, step: Step, predictions: Predictions) -> Tensor:
         try:

@@ -11,7 +11,7 @@ from sldcore.denoiser import DenoiserCall, Forward, forward_signature, install, 
 from sldcore.encoding import ConceptEncoder, RunConcepts
 from sldcore.errors import GuidanceError, SafetyFailure
 from sldcore.families import family_of
-from sldcore.families.base import Family
+from sldcore.families.base import Family, TextOptions
 from sldcore.guidance.base import StepHook
 from sldcore.policy import SafetyPolicy
 from sldcore.run import GuidedRun
@@ -42,7 +42,7 @@ class Session:
         self._policies = tuple(policies)
         self._hooks = tuple(step_hooks)
         self._strict = strict
-        self._concepts: dict[int | None, RunConcepts] = {}
+        self._concepts: dict[TextOptions, RunConcepts] = {}
         self._run: GuidedRun | None = None
         self._timesteps: Any = None
 
@@ -65,11 +65,11 @@ class Session:
             )
         return self._run.trace
 
-    def concepts(self, clip_skip: int | None = None) -> RunConcepts:
-        """The encoded concepts of the session's policies."""
-        if clip_skip not in self._concepts:
-            self._concepts[clip_skip] = self._encoder.prepare(self._policies, clip_skip)
-        return self._concepts[clip_skip]
+    def concepts(self, options: TextOptions) -> RunConcepts:
+        """The concepts of the session's policies, encoded as a call with these options encodes its prompts."""
+        if options not in self._concepts:
+            self._concepts[options] = self._encoder.prepare(self._policies, options)
+        return self._concepts[options]
 
     @contextmanager
     def active(self) -> Iterator[Session]:
@@ -135,7 +135,7 @@ class Session:
             self._run = GuidedRun(
                 self._family.schedule(self._pipe),
                 self._per_sample(call.batch),
-                self.concepts(getattr(self._pipe, "clip_skip", None)),
+                self.concepts(self._family.text_options(self._pipe)),
                 self._hooks,
                 self._strict,
             )
@@ -185,6 +185,6 @@ def guard(
         raise GuidanceError("guard() was given an empty list of policies; give one, or one per picture")
     family = family_of(pipe)
     session = Session(pipe, family, ConceptEncoder(pipe, family), policies, step_hooks, strict=True)
-    session.concepts()
+    session.concepts(TextOptions())
     with session.active():
         yield session

@@ -65,7 +65,7 @@ class Tracer:
     def _add_heat(self, terms: Tensor, samples: list[int], applied: tuple[int, ...]) -> None:
         kept = [position for position, sample in enumerate(samples) if sample in applied]
         if len(kept) < len(samples):
-            terms = terms[kept]
+            terms = terms.index_select(0, self._index(kept, terms.device))
         strength = terms.abs().mean(1)  # [R, H, W]
         if self._heat is None:
             self._heat = strength.new_zeros((self._batch, *strength.shape[1:]))

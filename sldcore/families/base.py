@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sldcore.types import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+class TextOptions(NamedTuple):
+    """How a call encodes its prompts, and so its concepts: layers of CLIP skipped, scale of LoRA in the text encoder."""
+
+    clip_skip: int | None = None
+    lora_scale: float | None = None
 
 
 class Family(Protocol):
@@ -48,7 +55,11 @@ class Family(Protocol):
         """Tokens of ``text`` by the pipeline's own tokenizer, begin and end included, nothing cut off."""
         ...
 
-    def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None) -> Mapping[str, Tensor]:
+    def text_options(self, pipe: Any) -> TextOptions:
+        """During a call: how it encodes text."""
+        ...
+
+    def encode(self, pipe: Any, texts: Sequence[str], options: TextOptions) -> Mapping[str, Tensor]:
         """Text arguments for concept rows: each name of ``text_arguments`` to a tensor [len(texts), ...]."""
         ...
 

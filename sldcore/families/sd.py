@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sldcore.families.base import TextOptions
 from sldcore.families.noise import discrete_schedule
 from sldcore.types import Schedule
 
@@ -49,11 +50,15 @@ class StableDiffusion:
         """Tokens without truncation."""
         return len(pipe.tokenizer(text, truncation=False, verbose=False).input_ids)
 
+    def text_options(self, pipe: Any) -> TextOptions:
+        """The call's ``clip_skip`` and the ``scale`` of its ``cross_attention_kwargs``."""
+        return TextOptions(pipe.clip_skip, (pipe.cross_attention_kwargs or {}).get("scale"))
+
     @torch.no_grad()
-    def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None) -> Mapping[str, Tensor]:
+    def encode(self, pipe: Any, texts: Sequence[str], options: TextOptions) -> Mapping[str, Tensor]:
         """Hidden states [len(texts), 77, D], each text encoded alone as the reference does."""
         device = pipe._execution_device
-        states = [pipe.encode_prompt(text, device, 1, False, clip_skip=clip_skip)[0] for text in texts]
+        states = [pipe.encode_prompt(text, device, 1, False, **options._asdict())[0] for text in texts]
         return {"encoder_hidden_states": torch.cat(states)}
 
     def encoder_state(self, pipe: Any) -> tuple[Any, ...]:

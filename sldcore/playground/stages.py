@@ -104,8 +104,9 @@ def train_vae(run: Run, examples: Sequence[Sample]) -> AutoencoderKL:
         decoded, mean, log_variance = decoded.float(), posterior.mean.float(), posterior.logvar.float()
         across, along = (F.l1_loss(a, b) for a, b in zip(_edges(decoded), _edges(pixels), strict=True))
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        error: Tensor = F.l1_loss(decoded, pixels) + F.mse_loss(decoded, pixels)
-        return error + 0.5 * (across + along) + 4e-4 * divergence
+        error = F.l1_loss(decoded, pixels) + F.mse_loss(decoded, pixels)
+        loss: Tensor = error + 0.5 * (across + along) + 4e-4 * divergence
+        return loss
 
     run.optimise("vae", vae, run.settings.vae_steps, loss_of, ema_decay=0.995)
     return vae

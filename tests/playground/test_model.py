@@ -23,7 +23,7 @@ MEGABYTE = 1_000_000
 @pytest.fixture(scope="module")
 def pipe() -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(
-        MODEL, local_files_only=True, use_safetensors=True, safety_checker=None, torch_dtype=torch.float32
+        MODEL, local_files_only=True, use_safetensors=True, safety_checker=None, dtype=torch.float32
     )
 
 
