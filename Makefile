@@ -17,7 +17,7 @@ help:  ## list the targets
 
 demo: $(STAMP)  ## generate a picture with and without safety guidance into out/demo
 	$(BIN)/sld generate "a red knight on a meadow" --model playground --policy max --compare --seed 0 \
-		--guidance-scale 4 --out $(DEMO)
+		--guidance-scale 4 --out $(DEMO) --overwrite
 
 test: $(STAMP)  ## run the tests
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/pytest

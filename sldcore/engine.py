@@ -196,8 +196,7 @@ class SafetyEngine:
             )
 
     def _provenance(self, samples: Sequence[Sample], arguments: Mapping[str, Any]) -> dict[str, Any]:
-        plain = (str, int, float, bool, type(None))
-        kept = {name: value for name, value in arguments.items() if isinstance(value, plain)}
+        kept = {name: value for name, value in arguments.items() if _is_plain(value)}
         denoiser = self._family.denoiser(self.pipe)
         return {
             "model": str(self.pipe.name_or_path or type(self.pipe).__name__),
@@ -317,6 +316,13 @@ def _trace(session: Session, samples: Sequence[Sample]) -> Trace:
     none = np.zeros((len(samples), 0, 0), dtype=np.float32)
     heat = np.zeros((len(samples), 1, 1), dtype=np.float32)
     return Trace((), (), none.astype(bool), none.astype(bool), none, none, none, heat, 0)
+
+
+def _is_plain(value: Any) -> bool:
+    """True for what JSON can hold as it is: arguments that are tensors, pictures or functions are not recorded."""
+    if isinstance(value, list | tuple):
+        return all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, str | int | float | bool)
 
 
 def _picture(pixels: NDArray[np.float32]) -> Image.Image:

@@ -34,9 +34,9 @@ def load_pipeline(
         dtype: float32, float16 or bfloat16, by name or as torch's; float16 on CUDA and float32 elsewhere by default.
 
     Raises:
-        ModelError: nothing usable there, pickled weights only, or an unknown dtype.
+        ModelError: nothing usable there, pickled weights only, an unknown dtype, or a device that is not there.
     """
-    where = torch.device(device) if device is not None else _best_device()
+    where = _best_device() if device is None else _usable(device)
     chosen = _dtype(dtype, where)
     place = Path(model)
     if model == PLAYGROUND:
@@ -115,6 +115,18 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     if dtype not in DTYPES:
         raise ModelError(f"dtype '{dtype}' is unknown; available: {listed(DTYPES)}")
     return DTYPES[dtype]
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as problem:  # AssertionError is torch's for a build without CUDA
+        reason = str(problem).splitlines()[0]
+        raise ModelError(
+            f"device '{device}' cannot be used here: {reason}; leave it out for the best there is, or give cpu"
+        ) from None
+    return where
 
 
 def _best_device() -> torch.device:

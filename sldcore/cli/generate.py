@@ -88,6 +88,7 @@ def generate(
 
     Writes NNNN-SEED.png with metadata, and result.json. With --compare also
     NNNN-SEED-compare.png: unguided, guided, difference, where guidance acted;
+    NNNN-SEED-unguided.png, NNNN-SEED-difference.png: two of these alone;
     NNNN-SEED-curves.png: norm of the safety term and relevance at each step.
 
     Exit codes:

@@ -40,7 +40,13 @@ class Picture:
     def files(self) -> dict[str, str]:
         """Names of its files by role, in the order of writing: the picture itself last."""
         stem = f"{self.index:04d}-{self.seed}"
-        extra = {"comparison": f"{stem}-compare.png", "curves": f"{stem}-curves.png"} if self.compare else {}
+        roles = {
+            "unguided": "unguided",
+            "difference": "difference",
+            "comparison": "compare",
+            "curves": "curves",
+        }
+        extra = {role: f"{stem}-{suffix}.png" for role, suffix in roles.items()} if self.compare else {}
         return {**extra, "picture": f"{stem}.png"}
 
 

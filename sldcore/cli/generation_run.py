@@ -23,6 +23,7 @@ from sldcore.policy import Preset, SafetyPolicy
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
     from torch import Tensor
 
     from sldcore.engine import SafetyEngine
@@ -94,6 +95,7 @@ def generate_pictures(request: Request, done: Progressing, console: Console) -> 
     missing = [picture for picture in request.pictures if picture.index not in done.pictures]
     if missing:
         pipe = _loaded(request, console)
+        _check_windows(pipe, request)
         with _progress(console, len(request.pictures), len(done.pictures)) as bar:
             engine = _engine(pipe, request, bar)
             for start in range(0, len(missing), request.batch_size):
@@ -159,23 +161,25 @@ def _loaded(request: Request, console: Console) -> Any:
         from sldcore.loading import load_pipeline
 
         diffusers_logging.disable_progress_bar()
-        _require_device(request.device)
         status.update(f"loading {escape(request.model)}")
         pipe = load_pipeline(request.model, device=request.device, dtype=request.dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def _require_device(name: str | None) -> None:
-    import torch
+def _check_windows(pipe: Any, request: Request) -> None:
+    """Find a window that never opens before the first batch, not at the batch that meets it."""
+    from copy import deepcopy
 
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as problem:  # AssertionError is torch's for a build without CUDA
-        reason = str(problem).splitlines()[0]
-        raise ConfigurationError(
-            f"device '{name}' cannot be used here: {reason}; leave --device out for the best there is, or give cpu"
-        ) from None
+    from sldcore.families.noise import discrete_schedule
+    from sldcore.guidance.windows import acting_steps
+
+    scheduler = deepcopy(pipe.scheduler)
+    scheduler.set_timesteps(request.arguments["num_inference_steps"])
+    schedule = discrete_schedule(scheduler, len(scheduler.timesteps))
+    for policy in {picture.policy for picture in request.pictures}:
+        if policy.guidance is not None:
+            acting_steps(policy.guidance.window, schedule)
 
 
 def _engine(pipe: Any, request: Request, bar: StepProgress) -> SafetyEngine:
@@ -203,10 +207,17 @@ def _make(
         own = {name: text for name, text in policies.items() if name == report.policy_digest}
         info = png_metadata(report, {**provenance, "policies": own})
         for role, name in picture.files.items():
-            save_png(_drawn(role, picture, sample, guided, plain), request.out / name, info)
+            account = _unguided_info(plain, sample) if role == "unguided" else info
+            save_png(_drawn(role, picture, sample, guided, plain), request.out / name, account)
         done.pictures[picture.index] = document["pictures"][sample]
     done.timesteps = document["timesteps"]
     done.provenance = _joined(done.provenance, provenance)
+
+
+def _unguided_info(plain: Result, sample: int) -> PngInfo:
+    from sldcore.provenance import png_metadata
+
+    return png_metadata(plain.reports[sample], plain.provenance)
 
 
 def _generate(
@@ -219,15 +230,15 @@ def _generate(
 
 
 def _drawn(role: str, picture: Picture, sample: int, guided: Result, plain: Result) -> Image.Image:
-    """The picture, its comparison or its curves."""
+    """One of the files of a picture."""
     from sldcore.visual import comparison_strip, curves, difference, enlarged, heat_overlay
 
     image = guided.images[sample]
-    if role == "picture":
-        return image
+    changed = difference(plain.images[sample], image)
+    if role in ("picture", "unguided", "difference"):
+        return {"picture": image, "unguided": plain.images[sample], "difference": changed}[role]
     if role == "curves":
         return curves(guided.trace, sample)
-    changed = difference(plain.images[sample], image)
     heat = guided.trace.heat[sample]
     panels = [
         (_named("unguided", plain, sample), plain.images[sample]),

@@ -27,7 +27,7 @@ def train_command(
         bool, typer.Option("--quick", help="A few steps only: checks that training works.")
     ] = False,
 ) -> None:
-    """Train the playground model: about 80 minutes on two cores.
+    """Train the playground model: a little over an hour on two cores.
 
     Ctrl-C stops it; the same command goes on from the last checkpoint. The weights appear in OUT when all is done.
 
