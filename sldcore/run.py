@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from sldcore.denoiser import DenoiserCall, Forward
@@ -70,7 +69,7 @@ class GuidedRun:
     @property
     def trace(self) -> Trace:
         """The trace so far, moved to the host."""
-        return self._tracer.finish()
+        return self._tracer.trace
 
     def rows_of(self, sample: int) -> int:
         """Denoiser rows evaluated for one sample so far: two per call, and its concept rows."""
@@ -103,17 +102,12 @@ class GuidedRun:
 
     def nonfinite(self) -> dict[int, Failure]:
         """Samples whose predictions or safety terms were NaN or Inf at some step, the first such step each."""
-        trace = self.trace
-        with_nan = trace.evaluated & ~np.isfinite(trace.norm)
         found: dict[int, Failure] = {}
-        for sample, concept, step in zip(*with_nan.nonzero(), strict=True):
-            first = found.get(int(sample))
-            if first is None or (first.step or 0) > int(step):
-                message = (
-                    f"NaN or Inf in the safety term of concept '{trace.concepts[concept]}' at step {step}"
-                )
-                method = next(lane.method for lane in self._lanes if int(sample) in lane.samples)
-                found[int(sample)] = Failure(method.name, method.version, message, int(step))
+        for row, step in self._tracer.broken:
+            concept = self._concepts.rows[row.concept].id
+            method = next(lane.method for lane in self._lanes if row.sample in lane.samples)
+            message = f"NaN or Inf in a prediction or safety term, concept '{concept}'"
+            found.setdefault(row.sample, Failure(method.name, method.version, message, step))
         return found
 
     def _start_lanes(self) -> list[Lane]:

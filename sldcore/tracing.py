@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sldcore.types import Guided, Predictions, Row, Schedule, Step, Trace
@@ -27,7 +28,7 @@ class Tracer:
         self._active: list[Tensor] = []  # [R] each
         self._heat: Tensor | None = None  # [B, H, W]
         self._indices: dict[tuple[int, ...], Tensor] = {}
-        self._finished: Trace | None = None
+        self._collected: tuple[int, Trace, list[tuple[Row, int]]] | None = None
 
     def record(self, step: Step, predictions: Predictions, guided: Guided) -> None:
         """Note what one method did at one step.
@@ -45,11 +46,21 @@ class Tracer:
         if guided.applied:
             self._add_heat(terms, samples, guided.applied)
 
-    def finish(self) -> Trace:
-        """Move everything to the host, once."""
-        if self._finished is None:
-            self._finished = self._collect()
-        return self._finished
+    @property
+    def trace(self) -> Trace:
+        """What was recorded so far, on the host."""
+        return self._so_far()[0]
+
+    @property
+    def broken(self) -> list[tuple[Row, int]]:
+        """Rows and steps with NaN or Inf in a prediction or a safety term, in the order of the steps."""
+        return self._so_far()[1]
+
+    def _so_far(self) -> tuple[Trace, list[tuple[Row, int]]]:
+        """Move everything to the host, once for as long as nothing is added."""
+        if self._collected is None or self._collected[0] != len(self._steps):
+            self._collected = (len(self._steps), *self._collect())
+        return self._collected[1:]
 
     def _gather(self, tensor: Tensor, samples: list[int]) -> Tensor:
         if samples == list(range(self._batch)):
@@ -75,29 +86,23 @@ class Tracer:
         else:
             self._heat.index_add_(0, self._index(acting, strength.device), strength)
 
-    def _collect(self) -> Trace:
+    def _collect(self) -> tuple[Trace, list[tuple[Row, int]]]:
         shape = (self._batch, len(self._concepts), len(self._schedule))
         evaluated, applied = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         active, norm, relevance = (np.full(shape, np.nan, dtype=np.float32) for _ in range(3))
-        if self._grams:
-            grams = torch.cat(self._grams).double().cpu().numpy()
-            shares = torch.cat(self._active).cpu().numpy()
-            entries = [
-                (row, step, row.sample in acting) for step, rows, acting in self._steps for row in rows
-            ]
-            with np.errstate(invalid="ignore", divide="ignore"):
-                norms = np.sqrt(grams[:, 0, 0])
-                cosines = grams[:, 1, 2] / np.sqrt(grams[:, 1, 1] * grams[:, 2, 2])
-            for number, (row, step, acts) in enumerate(entries):
-                at = (row.sample, row.concept, step)
-                evaluated[at], applied[at] = True, acts
-                active[at], norm[at], relevance[at] = shares[number], norms[number], cosines[number]
-        heat = (
-            np.zeros((self._batch, 1, 1), dtype=np.float32)
-            if self._heat is None
-            else self._heat.cpu().numpy()
-        )
-        return Trace(
+        entries = [(row, step, row.sample in acting) for step, rows, acting in self._steps for row in rows]
+        grams, shares = self._on_host()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            norms = np.sqrt(grams[:, 0, 0])
+            cosines = grams[:, 1, 2] / np.sqrt(grams[:, 1, 1] * grams[:, 2, 2])
+        for number, (row, step, acts) in enumerate(entries):
+            at = (row.sample, row.concept, step)
+            evaluated[at], applied[at] = True, acts
+            active[at], norm[at], relevance[at] = shares[number], norms[number], cosines[number]
+        judged = zip(entries, grams, strict=True)
+        broken = [(row, step) for (row, step, _), gram in judged if not np.isfinite(gram).all()]
+        nowhere = np.zeros((self._batch, 1, 1), dtype=np.float32)
+        trace = Trace(
             concepts=self._concepts,
             timesteps=self._schedule.timesteps,
             evaluated=evaluated,
@@ -105,6 +110,13 @@ class Tracer:
             active=active,
             norm=norm,
             relevance=relevance,
-            heat=heat,
+            heat=nowhere if self._heat is None else self._heat.cpu().numpy(),
             plain_rows=2 * self._batch * len(self._schedule),
         )
+        return trace, broken
+
+    def _on_host(self) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """All Gram matrices [N, 3, 3] and active fractions [N], in the order in which rows were recorded."""
+        if not self._grams:
+            return np.zeros((0, 3, 3)), np.zeros(0, dtype=np.float32)
+        return torch.cat(self._grams).double().cpu().numpy(), torch.cat(self._active).cpu().numpy()

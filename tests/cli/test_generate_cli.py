@@ -224,6 +224,7 @@ def test_a_comparison_shows_the_unguided_picture_of_the_same_seed_first(
     strip = pixels(compared[0] / "0000-5-compare.png")[-12 - 256 : -12]
     unguided, guided = strip[2::4, 14:268:4], strip[2::4, 282:536:4]
     assert np.abs(unguided - pixels(tmp_path / "0000-5.png")).max() <= 1
+    assert np.abs(unguided - pixels(compared[0] / "0000-5-unguided.png")).max() == 0
     assert np.abs(guided - pixels(compared[0] / "0000-5.png")).max() == 0
     assert np.abs(unguided - guided).max() > 8
 
@@ -329,7 +330,8 @@ def test_resume_does_not_take_pictures_with_other_settings_for_finished(one: Pat
 
 def test_resume_with_compare_makes_the_missing_comparisons(one: Path) -> None:
     assert quick(one, "--resume", "--compare").exit_code == 0
-    assert names(one) == ["0000-0-compare.png", "0000-0-curves.png", "0000-0.png", "result.json"]
+    roles = ["compare", "curves", "difference", "unguided"]
+    assert names(one) == [*(f"0000-0-{role}.png" for role in roles), "0000-0.png", "result.json"]
 
 
 def test_resume_tries_withheld_pictures_again(broken_model: Path, tmp_path: Path) -> None:
