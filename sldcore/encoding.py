@@ -16,7 +16,7 @@ from sldcore.concepts import resolve, split_to_window
 from sldcore.errors import ConceptError
 from sldcore.families.base import Family, TextOptions
 from sldcore.policy import SafetyPolicy
-from sldcore.types import Row
+from sldcore.types import Concept, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,7 @@ class ConceptEncoder:
         self._pipe = pipe
         self._family = family
         self._state: tuple[Any, ...] | None = None
+        self._parts: dict[Concept, tuple[str, ...]] = {}
         self._encoded: dict[tuple[str, TextOptions], Mapping[str, Tensor]] = {}
 
     def prepare(self, policies: Sequence[SafetyPolicy], options: TextOptions) -> RunConcepts:
@@ -75,12 +76,13 @@ class ConceptEncoder:
         Raises:
             ConceptError: a concept is unknown, or has a term that does not fit the text encoder.
         """
+        self._forget_if_changed()
         rows: dict[str, ConceptRow] = {}
         used: dict[SafetyPolicy, tuple[tuple[int, float], ...]] = {}
         for policy in dict.fromkeys(policies):
             pairs: list[tuple[int, float]] = []
             for concept in resolve(policy.concepts):
-                parts = split_to_window(concept, self._count, self._family.window(self._pipe))
+                parts = self._split(concept)
                 for number, text in enumerate(parts, 1):
                     name = concept.id if len(parts) == 1 else f"{concept.id}#{number}"
                     rows.setdefault(text, ConceptRow(name, concept.id, text))
@@ -88,26 +90,30 @@ class ConceptEncoder:
             used[policy] = tuple(pairs)
         return RunConcepts(tuple(rows.values()), used, self._encode(list(rows), options))
 
-    def _count(self, text: str) -> int:
-        return self._family.count_tokens(self._pipe, text)
-
-    def _encode(self, texts: Sequence[str], options: TextOptions) -> Mapping[str, Tensor]:
+    def _forget_if_changed(self) -> None:
         state = self._family.encoder_state(self._pipe)
         if state != self._state:
+            self._parts.clear()
             self._encoded.clear()
             self._state = state
-        missing = [text for text in texts if (text, options) not in self._encoded]
-        for text in missing:
-            self._encoded[text, options] = self._family.encode(self._pipe, [text], options)
+
+    def _split(self, concept: Concept) -> tuple[str, ...]:
+        if concept not in self._parts:
+
+            def count(text: str) -> int:
+                return self._family.count_tokens(self._pipe, text)
+
+            self._parts[concept] = split_to_window(concept, count, self._family.window(self._pipe))
+        return self._parts[concept]
+
+    def _encode(self, texts: Sequence[str], options: TextOptions) -> Mapping[str, Tensor]:
+        for text in texts:
+            if (text, options) not in self._encoded:
+                encoded = self._family.encode(self._pipe, [text], options)
+                if not all(bool(value.isfinite().all()) for value in encoded.values()):
+                    raise ConceptError(
+                        f"the text encoder gives NaN or Inf for the concept text {text!r}; check its weights"
+                    )
+                self._encoded[text, options] = encoded
         parts = [self._encoded[text, options] for text in texts]
-        encoded = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
-        broken = [
-            text
-            for i, text in enumerate(texts)
-            if not all(bool(v[i].isfinite().all()) for v in encoded.values())
-        ]
-        if broken:
-            raise ConceptError(
-                f"the text encoder gives NaN or Inf for the concept text {broken[0]!r}; check its weights"
-            )
-        return encoded
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}

@@ -62,8 +62,6 @@ class StableDiffusion:
         return {"encoder_hidden_states": torch.cat(states)}
 
     def encoder_state(self, pipe: Any) -> tuple[Any, ...]:
-        """Identity, dtype and in-place version of every text encoder weight, and of the tokenizer's vocabulary."""
-        weights = tuple(
-            (id(weight), weight.dtype, weight._version) for weight in pipe.text_encoder.parameters()
-        )
+        """Identity, type, place and in-place version of every text encoder weight, and the tokenizer's vocabulary."""
+        weights = tuple((id(w), w.dtype, w.device, w._version) for w in pipe.text_encoder.parameters())
         return (id(pipe.text_encoder), id(pipe.tokenizer), len(pipe.tokenizer), hash(weights))

@@ -77,12 +77,13 @@ def claim(output: Path, work: Path, settings: Settings) -> None:
 def publish(
     output: Path, pipeline: StableDiffusionPipeline, classifier: SceneClassifier, log: dict[str, Any]
 ) -> None:
-    """Save in half precision to a temporary folder beside ``output`` and rename it into place."""
+    """Save, mostly in half precision, to a temporary folder beside ``output`` and rename it into place."""
     temporary = output.with_name(output.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    for module in (pipeline.vae, pipeline.text_encoder, pipeline.unet, classifier):
-        module.half()  # all at once, pipeline.to(float16), diffusers warns
+    # The text encoder stays in float32: transformers loads weights in the type they are saved in, diffusers in float32.
+    for module in (pipeline.vae, pipeline.unet, classifier):
+        module.half()
     pipeline.save_pretrained(temporary, safe_serialization=True)
     save_file(classifier.state_dict(), temporary / "classifier.safetensors")
     write_text_atomically(temporary / "training.json", json.dumps(log, indent=2) + "\n")
