@@ -28,9 +28,7 @@ WIDTH = 32
 
 def ddim(**options: Any) -> DDIMScheduler:
     """Stable Diffusion's noise schedule and default solver."""
-    return DDIMScheduler(
-        **{**STABLE_DIFFUSION, "clip_sample": False, "set_alpha_to_one": False, **options}
-    )
+    return DDIMScheduler(**{**STABLE_DIFFUSION, "clip_sample": False, "set_alpha_to_one": False, **options})
 
 
 def unet(in_channels: int = 4, **options: Any) -> UNet2DConditionModel:
@@ -52,7 +50,7 @@ def unet(in_channels: int = 4, **options: Any) -> UNet2DConditionModel:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "attn2.to_" in name:
-                weight.mul_(4)
+                weight.mul_(3)
     return model.eval()
 
 
