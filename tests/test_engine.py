@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, PNDMScheduler
 from numpy.typing import NDArray
-from tiny_pipelines import PROMPTS, ddim, pipeline
+from tiny_pipelines import PROMPTS, ddim
 
 from sldcore import Result, SafetyEngine, SafetyPolicy
 from sldcore.errors import GuidanceError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sldcore.errors import GuidanceError
@@ -71,6 +71,7 @@ def windows(draw: st.DrawFn) -> Window:
     return Window(unit=unit, start=ends[0], stop=draw(st.sampled_from([ends[1], None])))
 
 
+@settings(deadline=None)
 @given(window=windows(), levels=st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_over_falling_noise_every_window_opens_once_or_is_refused(window: Window, levels: list[float]) -> None:
     try:
@@ -81,6 +82,7 @@ def test_over_falling_noise_every_window_opens_once_or_is_refused(window: Window
     assert indices == list(range(indices[0], indices[-1] + 1))
 
 
+@settings(deadline=None)
 @given(steps=st.integers(1, 40), start=st.integers(0, 60))
 def test_a_warm_up_is_refused_exactly_if_it_is_not_shorter_than_the_run(steps: int, start: int) -> None:
     if start < steps:
