@@ -11,7 +11,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from threading import Lock
+from threading import RLock
 from typing import Any, Final
 
 import torch
@@ -24,7 +24,8 @@ from sldcore.families.base import Family
 from sldcore.types import Row
 
 HOOK_NAME: Final = "sldcore"
-_install_lock = Lock()
+installing: Final = RLock()
+"""Held while hooks are put on and taken off, so that no two sessions find the same denoiser free."""
 
 Forward = Callable[..., Any]
 
@@ -183,14 +184,25 @@ def install(module: nn.Module, intercept: Callable[[Forward, Any, Any], Any]) ->
     Raises:
         SessionError: another session guards this denoiser.
     """
-    with _install_lock:
-        registry = HookRegistry.check_if_exists_or_initialize(module)
+    with installing:
+        registry = _registry_of(module)
         if registry.get_hook(HOOK_NAME) is not None:
             raise SessionError(
                 f"this {type(module).__name__} is guarded by another session already; leave that one first, or give each "
                 f"session a pipeline with a denoiser of its own"
             )
         registry.register_hook(DenoiserHook(intercept), HOOK_NAME)
+    return registry
+
+
+def _registry_of(module: nn.Module) -> HookRegistry:
+    """The registry that hooks ``module`` itself.
+
+    A module and its compiled form share the attribute that holds the registry, but are called apart.
+    """
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    if registry._module_ref is not module and not registry.hooks:
+        registry = module._diffusers_hook = HookRegistry(module)
     return registry
 
 

@@ -80,14 +80,14 @@ class ConceptEncoder:
         rows: dict[str, ConceptRow] = {}
         used: dict[SafetyPolicy, tuple[tuple[int, float], ...]] = {}
         for policy in dict.fromkeys(policies):
-            pairs: list[tuple[int, float]] = []
+            weights: dict[int, float] = {}
             for concept in resolve(policy.concepts):
                 parts = self._split(concept)
                 for number, text in enumerate(parts, 1):
                     name = concept.id if len(parts) == 1 else f"{concept.id}#{number}"
                     rows.setdefault(text, ConceptRow(name, concept.id, text))
-                    pairs.append((list(rows).index(text), concept.weight))
-            used[policy] = tuple(pairs)
+                    weights.setdefault(list(rows).index(text), concept.weight)  # a shared text is one row
+            used[policy] = tuple(weights.items())
         return RunConcepts(tuple(rows.values()), used, self._encode(list(rows), options))
 
     def _forget_if_changed(self) -> None:

@@ -54,6 +54,7 @@ class GuidedRun:
         self._tracer = Tracer([row.id for row in concepts.rows], len(policies), schedule)
         self._concept_rows = [0] * len(policies)
         self._inputs: dict[tuple[Row, ...], tuple[Tensor | slice, dict[str, Tensor]]] = {}
+        self._spoilt: list[tuple[StepHook, int, Tensor]] = []  # [B] each, on the device until the run is over
         self._lanes = self._start_lanes()
 
     @property
@@ -103,7 +104,13 @@ class GuidedRun:
     def nonfinite(self) -> dict[int, Failure]:
         """Samples whose predictions or safety terms were NaN or Inf at some step, the first such step each."""
         found: dict[int, Failure] = {}
+        for hook, step, spoilt in self._spoilt:
+            for sample in spoilt.nonzero().flatten().tolist():
+                message = "NaN or Inf in what the step hook gave back"
+                found.setdefault(sample, Failure(hook.name, hook.version, message, step))
         for row, step in self._tracer.broken:
+            if row.sample in found and step < (found[row.sample].step or 0):
+                del found[row.sample]
             concept = self._concepts.rows[row.concept].id
             method = next(lane.method for lane in self._lanes if row.sample in lane.samples)
             message = f"NaN or Inf in a prediction or safety term, concept '{concept}'"
@@ -141,7 +148,9 @@ class GuidedRun:
         if lane.failed:
             return ()
         try:
-            return tuple(lane.run.rows(step))
+            rows = tuple(lane.run.rows(step))
+            _check_rows(rows, lane.samples, len(self._concepts.rows))
+            return rows
         except Exception as error:
             self._fail_lane(lane, error, step)
             return ()
@@ -171,6 +180,8 @@ class GuidedRun:
                 edited = hook.before_guidance(step, predictions)
                 if edited is not None:
                     _check_predictions(edited, predictions)
+                    self._watch(hook, step, predictions.uncond, edited.uncond)
+                    self._watch(hook, step, predictions.cond, edited.cond)
                     predictions = edited
             except Exception as error:
                 self._fail_hook(hook, error, step)
@@ -182,10 +193,17 @@ class GuidedRun:
                 edited = hook.after_guidance(step, predictions, guided)
                 if edited is not None:
                     _check_like(edited, guided, "the guided prediction")
+                    self._watch(hook, step, guided, edited)
                     guided = edited
             except Exception as error:
                 self._fail_hook(hook, error, step)
         return guided
+
+    def _watch(self, hook: StepHook, step: Step, given: Tensor, returned: Tensor) -> None:
+        """Note which samples a hook spoilt, without waiting for the device."""
+        if returned is not given:
+            spoilt = given.isfinite().flatten(1).all(1) & ~returned.isfinite().flatten(1).all(1)
+            self._spoilt.append((hook, step.index, spoilt))
 
     def _fail_hook(self, hook: StepHook, error: Exception, step: Step) -> None:
         self._hooks = tuple(other for other in self._hooks if other is not hook)
@@ -207,9 +225,24 @@ class GuidedRun:
 
 
 def _check_like(value: Any, model: Tensor, what: str) -> None:
-    if not isinstance(value, Tensor) or value.shape != model.shape or value.dtype != model.dtype:
-        got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{what} must stay a tensor {tuple(model.shape)} {model.dtype}, got {got}")
+    if not isinstance(value, Tensor) or _kind(value) != _kind(model):
+        got = _kind(value) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{what} must stay a tensor {_kind(model)}, got {got}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+
+
+def _check_rows(rows: tuple[Row, ...], samples: Sequence[int], concepts: int) -> None:
+    for sample, concept in rows:
+        if sample not in samples or not 0 <= concept < concepts:
+            raise ValueError(
+                f"row (sample {sample}, concept {concept}) was asked for, but there are samples {list(samples)} and "
+                f"{concepts} concepts"
+            )
+    if len(set(rows)) != len(rows):
+        raise ValueError("a row was asked for twice in one step")
 
 
 def _check_guided(guided: Guided, predictions: Predictions) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sldcore.denoiser import DenoiserCall, Forward, forward_signature, install, remove
+from sldcore.denoiser import DenoiserCall, Forward, forward_signature, install, installing, remove
 from sldcore.encoding import ConceptEncoder, RunConcepts
 from sldcore.errors import GuidanceError, SafetyFailure
 from sldcore.families import family_of
@@ -45,6 +45,7 @@ class Session:
         self._concepts: dict[TextOptions, RunConcepts] = {}
         self._run: GuidedRun | None = None
         self._timesteps: Any = None
+        self._live = self._inside = self._used = False
 
     @property
     def run(self) -> GuidedRun | None:
@@ -80,29 +81,50 @@ class Session:
         """
         module = self._family.denoiser(self._pipe)
         signature = forward_signature(module)
+        free_hooks = self._pipe.maybe_free_model_hooks
 
         def intercept(forward: Forward, args: Any, kwargs: Any) -> Any:
-            return self._intercept(signature, forward, args, kwargs)
+            # Offloading that is switched on under our hook brings an old copy of it back, later or below the new one.
+            if self._inside or not self._live:
+                return forward(*args, **kwargs)
+            self._inside = True
+            try:
+                return self._intercept(signature, forward, args, kwargs)
+            finally:
+                self._inside = False
 
         registry = install(module, intercept)
-        free_hooks = self._pipe.maybe_free_model_hooks
 
         def free_hooks_around_ours() -> None:
             nonlocal registry
-            remove(registry)
-            try:
-                free_hooks()
-            finally:
-                registry = install(module, intercept)
+            with installing:
+                remove(registry)
+                try:
+                    free_hooks()
+                finally:
+                    registry = install(module, intercept)
+            self._require_use()
 
-        self._pipe.maybe_free_model_hooks = free_hooks_around_ours
         try:
+            self._live = True
+            self._pipe.maybe_free_model_hooks = free_hooks_around_ours
             yield self
         finally:
-            del self._pipe.maybe_free_model_hooks
+            self._live = False
+            vars(self._pipe).pop("maybe_free_model_hooks", None)
             remove(registry)
 
+    def _require_use(self) -> None:
+        """At the end of a pipeline call whose picture the session cannot withhold: was it guarded at all?"""
+        used, self._used = self._used, False
+        if self._strict and not used and any(policy.guides for policy in self._policies):
+            raise SafetyFailure(
+                "the pipeline never called the denoiser that is under guard, so its picture would be unguided; do not "
+                "replace the pipeline's denoiser inside guard()"
+            )
+
     def _intercept(self, signature: inspect.Signature, forward: Forward, args: Any, kwargs: Any) -> Any:
+        self._used = True
         if not self._family.is_guiding(self._pipe):
             self._refuse_to_do_nothing()
             return forward(*args, **kwargs)

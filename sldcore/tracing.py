@@ -7,6 +7,7 @@ is asked for, after the loop.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -35,12 +36,13 @@ class Tracer:
 
         The Gram matrix of (term, e_k - e_u, e_p - e_u) holds the term's norm and both factors of the relevance.
         """
-        rows, terms = predictions.rows, guided.terms
+        rows, terms = predictions.rows, guided.terms.float()
         samples = [row.sample for row in rows]
         uncond = self._gather(predictions.uncond, samples).float()
         cond = self._gather(predictions.cond, samples).float()
         vectors = torch.stack([terms, predictions.concepts.float() - uncond, cond - uncond], dim=1).flatten(2)
-        self._grams.append(vectors @ vectors.transpose(1, 2))
+        with _without_autocast(vectors.device):
+            self._grams.append(vectors @ vectors.transpose(1, 2))
         self._active.append((vectors[:, 0] != 0).float().mean(1))
         self._steps.append((step.index, rows, frozenset(guided.applied)))
         if guided.applied:
@@ -120,3 +122,10 @@ class Tracer:
         if not self._grams:
             return np.zeros((0, 3, 3)), np.zeros(0, dtype=np.float32)
         return torch.cat(self._grams).double().cpu().numpy(), torch.cat(self._active).cpu().numpy()
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Keep products in float32: in float16 they overflow, and would pass for a failure of the prediction."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

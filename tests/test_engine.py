@@ -318,6 +318,14 @@ def test_a_report_says_which_texts_guided_the_picture_and_under_which_policy(eng
     assert (report.action, report.errors, report.verdicts) == ("none", (), ())
 
 
+def test_a_text_that_two_concepts_share_is_one_row(engine: SafetyEngine) -> None:
+    twice = ({"text": "an image showing blood"}, {"text": "blood", "prefix": "an image showing"})
+    once = engine.generate(PROMPTS[0], policies=[policy().replace(concepts=twice[:1])], **FAST)
+    both = engine.generate(PROMPTS[0], policies=[policy().replace(concepts=twice)], **FAST)
+    assert both.reports[0].rows == once.reports[0].rows == 12 + 6
+    assert np.array_equal(pixels(both), pixels(once))
+
+
 def test_provenance_suffices_to_repeat_the_generation(engine: SafetyEngine) -> None:
     two = [policy(), SafetyPolicy.preset("off")]
     result = engine.generate(list(PROMPTS[:2]), policies=two, eta=0.5, **FAST)

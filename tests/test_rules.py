@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import threading
 from collections.abc import Callable
@@ -57,9 +58,9 @@ def at_call(pipe: Any, number: int, act: Callable[[Tensor], None]) -> None:
 
     def hook(_module: Any, _args: Any, output: Tensor) -> None:
         nonlocal calls
-        if calls == number:
-            act(output)
         calls += 1
+        if calls == number + 1:
+            act(output)
 
     pipe.unet.conv_out.register_forward_hook(hook)
 
@@ -436,4 +437,20 @@ def test_a_pickled_checkpoint_file_is_refused(tmp_path: Path, load: Any) -> None
     checkpoint.write_bytes(pickle.dumps(Exploit(tmp_path / "executed")))
     with pytest.raises(ModelError, match=r"model\.ckpt is pickled"):
         load(checkpoint)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_code_in_a_model_folder_is_not_run(pipe: Any, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path / "model")
+    index = tmp_path / "model" / "model_index.json"
+    original = json.loads(index.read_text())
+    code = f"open({str(tmp_path / 'executed')!r}, 'w')\nclass Mine: pass\n"
+    for place, changed in (
+        ("mine.py", {"_class_name": ["mine", "Mine"]}),
+        ("unet/mine.py", {"unet": ["mine", "Mine"]}),
+    ):
+        (tmp_path / "model" / place).write_text(code)
+        index.write_text(json.dumps({**original, **changed}))
+        with pytest.raises(ModelError, match="cannot load a pipeline"):
+            load_pipeline(tmp_path / "model")
     assert not (tmp_path / "executed").exists()

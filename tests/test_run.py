@@ -1,11 +1,12 @@
-"""One run: who is called when, who fails with whom."""
+"""One run: what step hooks see and may do, whose samples fail, and what the run knows of itself."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,193 +14,454 @@ from torch import Tensor, nn
 from sldcore.denoiser import DenoiserCall, forward_signature
 from sldcore.encoding import ConceptRow, RunConcepts
 from sldcore.errors import GuidanceError, SafetyFailure
-from sldcore.guidance import methods
-from sldcore.guidance.base import GuidedSample
-from sldcore.policy import ConceptUse, GuidanceSpec, SafetyPolicy
+from sldcore.families.sd import StableDiffusion
+from sldcore.guidance.base import GuidanceRun, GuidedSample
+from sldcore.guidance.methods import METHODS
+from sldcore.guidance.sld import SLD
+from sldcore.policy import ConceptUse, GuidanceSpec, SafetyPolicy, Window
 from sldcore.run import GuidedRun
 from sldcore.types import Guided, Predictions, Row, Schedule, Step
 
-STEPS = 4
-PLAN = Schedule((4.0, 3.0, 2.0, 1.0), (0.9, 0.7, 0.4, 0.1), (1.0,) * STEPS)
-FAMILY: Any = SimpleNamespace(
-    latents_argument="sample", text_arguments=("encoder_hidden_states",), cond_first=False
+STEPS = 5
+SCHEDULE = Schedule(
+    tuple(float(800 - 200 * index) for index in range(STEPS)),
+    tuple(1 - index / STEPS for index in range(STEPS)),
+    (1.0,) * STEPS,
 )
+STRONG: dict[str, Any] = {"scale": 5000.0, "threshold": 10.0, "momentum_scale": 0.0}
+OFF = SafetyPolicy.preset("off")
 
 
-class Denoiser(nn.Module):
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor]:
-        return (sample * 0.5 + encoder_hidden_states.mean((1, 2)).view(-1, 1, 1, 1),)
-
-
-class Faulty:
-    """A guidance method that raises where it is told to."""
-
-    name, version = "faulty", "9.1"
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-
-    def start(self, samples: Sequence[GuidedSample], schedule: Schedule) -> Faulty:
-        self._fail("start")
-        self._samples = [sample.index for sample in samples]
-        return self
-
-    def rows(self, step: Step) -> tuple[Row, ...]:
-        self._fail("rows")
-        return tuple(Row(sample, 0) for sample in self._samples)
-
-    def combine(self, step: Step, predictions: Predictions) -> Guided:
-        self._fail("combine")
-        wrong = predictions.cond[:, :1] if self._where == "shape" else predictions.cond
-        return Guided(wrong, predictions.concepts, ())
-
-    def _fail(self, here: str) -> None:
-        if here == self._where:
-            raise ZeroDivisionError("by design")
-
-
-class Recorder:
-    """A step hook that notes its calls and returns what it is given to return."""
-
-    name, version = "recorder", "1.2"
-
-    def __init__(self, before: Any = None, after: Any = None) -> None:
-        self.calls: list[tuple[str, int]] = []
-        self._before, self._after = before, after
-
-    def before_guidance(self, step: Step, predictions: Predictions) -> Predictions | None:
-        self.calls.append(("before", step.index))
-        return self._before(predictions) if self._before else None
-
-    def after_guidance(self, step: Step, predictions: Predictions, guided: Tensor) -> Tensor | None:
-        self.calls.append(("after", step.index))
-        return self._after(guided) if self._after else None
-
-
-def policy(method: str = "sld", **fields: Any) -> SafetyPolicy:
-    return SafetyPolicy(guidance=GuidanceSpec(method=method), concepts=(ConceptUse(text="knives"),), **fields)
-
-
-OFF = SafetyPolicy()
-ACTING = policy()
-
-
-def run_of(policies: Sequence[SafetyPolicy], hooks: Sequence[Any] = (), strict: bool = False) -> GuidedRun:
-    rows = (ConceptRow("knives", "knives", "knives"),)
-    used = {each: ((0, 1.0),) if each.guides else () for each in policies}
-    return GuidedRun(
-        PLAN, policies, RunConcepts(rows, used, {"encoder_hidden_states": torch.ones(1, 5, 8)}), hooks, strict
+def guiding(method: str = "sld", start: int = 0, on_error: str = "block", **options: float) -> SafetyPolicy:
+    """Guidance away from concept 0 with full strength; methods other than SLD take no options."""
+    chosen = {**STRONG, **options} if method == "sld" else {}
+    return SafetyPolicy.model_validate(
+        {
+            "name": method,
+            "guidance": GuidanceSpec(method=method, options=chosen, window=Window(start=start)),
+            "concepts": (ConceptUse(text="blood"),),
+            "on_error": on_error,
+        }
     )
 
 
-def drive(run: GuidedRun, batch: int, steps: int = STEPS) -> list[Tensor]:
-    """The outputs of a denoising loop."""
-    module = Denoiser()
-    outputs = []
-    for index in range(steps):
-        latents = torch.randn(2 * batch, 4, 3, 3, generator=torch.Generator().manual_seed(index))
-        text = torch.linspace(-1, 1, 2 * batch).view(-1, 1, 1).expand(-1, 5, 8)
-        call = DenoiserCall.bind(FAMILY, forward_signature(module), (latents, torch.tensor(1), text), {})
-        outputs.append(run.call(module.forward, call)[0])
-    return outputs
+class Denoiser(nn.Module):
+    """Predicts something of the latents and of the text, differently at every place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weights = torch.randn(4, 2, 2, 3, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("weights", weights)
+        self.rows: list[int] = []
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor]:
+        self.rows.append(len(sample))
+        text = encoder_hidden_states.mean(1).to(sample.dtype)
+        return (0.5 * sample + torch.einsum("chwd,rd->rchw", self.weights.to(sample.dtype), text),)
 
 
-def plain(batch: int) -> list[Tensor]:
-    return drive(run_of([OFF] * batch), batch)
+class Loop:
+    """A denoising loop over ``GuidedRun`` with one latent and one text per sample."""
+
+    def __init__(
+        self,
+        policies: Sequence[SafetyPolicy],
+        hooks: Sequence[Any] = (),
+        strict: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        draw = torch.Generator().manual_seed(1)
+        batch = len(policies)
+        self.denoiser = Denoiser()
+        self.latents = [torch.randn(batch, 4, 2, 2, generator=draw).to(dtype) for _ in range(STEPS)]
+        self.texts = torch.cat([torch.zeros(batch, 5, 3), torch.randn(batch, 5, 3, generator=draw)]).to(dtype)
+        concept = torch.randn(2, 5, 3, generator=draw)
+        rows = (ConceptRow("own/blood", "own/blood", "blood"), ConceptRow("own/fire", "own/fire", "fire"))
+        used = {policy: ((0, 1.0),) if policy.guides else () for policy in policies}
+        concepts = RunConcepts(rows, used, {"encoder_hidden_states": concept})
+        self.run = GuidedRun(SCHEDULE, policies, concepts, hooks, strict)
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        """One call: unconditional and guided prediction as the pipeline gets them."""
+        sample = torch.cat([self.latents[self.run.calls % STEPS]] * 2)
+        arguments = (sample, torch.tensor(1.0), self.texts)
+        call = DenoiserCall.bind(StableDiffusion(), forward_signature(self.denoiser), arguments, {})
+        output = self.run.call(self.denoiser, call)
+        assert isinstance(output, tuple)
+        return output[0].chunk(2)
+
+    def all(self) -> Tensor:
+        """Guided predictions of the whole run, [T, B, C, H, W]."""
+        return torch.stack([self.step()[1] for _ in range(STEPS)])
 
 
-def test_hooks_are_called_before_and_after_guidance_once_per_call_in_order() -> None:
-    first, second = Recorder(), Recorder()
-    drive(run_of([ACTING, OFF], [first, second]), 2)
-    expected = [(when, index) for index in range(STEPS) for when in ("before", "after")]
-    assert first.calls == second.calls == expected
+def plain(policies: Sequence[SafetyPolicy]) -> Tensor:
+    """What the run gives where no policy acts."""
+    return Loop([OFF] * len(policies)).all()
 
 
-def test_a_hook_that_observes_changes_nothing() -> None:
-    seen = drive(run_of([OFF], [Recorder()]), 1)
-    assert all(torch.equal(one, two) for one, two in zip(seen, plain(1), strict=True))
+class Hook:
+    """Writes down what it is shown; does what it is told."""
+
+    name, version = "watcher", "1.2"
+
+    def __init__(
+        self,
+        before: Callable[[Step, Predictions], Any] | None = None,
+        after: Callable[[Step, Tensor], Any] | None = None,
+    ) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.seen: list[tuple[Predictions, Tensor]] = []
+        self._before, self._after = before, after
+
+    def before_guidance(self, step: Step, predictions: Predictions) -> Any:
+        self.calls.append(("before", step.index))
+        return self._before(step, predictions) if self._before else None
+
+    def after_guidance(self, step: Step, predictions: Predictions, guided: Tensor) -> Any:
+        self.calls.append(("after", step.index))
+        self.seen.append((predictions, guided.clone()))
+        return self._after(step, guided) if self._after else None
 
 
-def test_a_hook_may_replace_the_guided_prediction_but_not_the_unconditional_one() -> None:
-    edited = drive(run_of([OFF], [Recorder(after=lambda guided: guided + 1)]), 1)
-    for one, two in zip(edited, plain(1), strict=True):
-        assert torch.equal(one[:1], two[:1])
-        assert torch.equal(one[1:], two[1:] + 1)
+# --- step hooks ------------------------------------------------------------------------------------------------
 
 
-def test_a_hook_may_replace_predictions_before_they_are_combined() -> None:
-    def swap(predictions: Predictions) -> Predictions:
-        return Predictions(predictions.cond, predictions.uncond, predictions.concepts, predictions.rows)
+@pytest.mark.parametrize("policy", [OFF, guiding(), guiding(start=3)])
+def test_a_hook_is_called_once_before_and_once_after_at_every_step(policy: SafetyPolicy) -> None:
+    hook = Hook()
+    Loop([policy, OFF], [hook]).all()
+    assert hook.calls == [(when, index) for index in range(STEPS) for when in ("before", "after")]
 
-    edited = drive(run_of([OFF], [Recorder(before=swap)]), 1)
-    assert all(torch.equal(one, two.flip(0)) for one, two in zip(edited, plain(1), strict=True))
+
+def test_hooks_take_turns_in_their_order() -> None:
+    turns: list[str] = []
+    hooks = [
+        Hook(lambda *_, n=n: turns.append(f"{n} before"), lambda *_, n=n: turns.append(f"{n} after"))
+        for n in "ab"
+    ]
+    Loop([guiding()], hooks).step()
+    assert turns == ["a before", "b before", "a after", "b after"]
 
 
-@pytest.mark.parametrize(
-    "hook",
-    [
-        Recorder(after=lambda guided: guided[:, :1]),
-        Recorder(after=lambda guided: guided.double()),
-        Recorder(after=lambda guided: 1 / 0),
-        Recorder(before=lambda predictions: "nonsense"),
-        Recorder(before=lambda predictions: 1 / 0),
-    ],
-    ids=["shape", "dtype", "raises-after", "type", "raises-before"],
-)
-def test_a_faulty_hook_fails_every_sample_once_and_is_not_called_again(hook: Recorder) -> None:
-    run = run_of([ACTING, OFF], [hook])
-    drive(run, 2)
-    assert set(run.failures) == {0, 1}
-    for (failure,) in run.failures.values():
-        assert (failure.source, failure.version, failure.step) == ("recorder", "1.2", 0)
-        assert failure.error
+def test_a_hook_sees_the_steps_of_the_schedule() -> None:
+    steps: list[Step] = []
+    Loop([OFF], [Hook(lambda step, _: steps.append(step))]).all()
+    assert steps == [SCHEDULE.step(index) for index in range(STEPS)]
+
+
+def test_a_hook_sees_concept_predictions_only_where_rows_were_evaluated() -> None:
+    hook = Hook()
+    Loop([OFF, guiding(start=3)], [hook]).all()
+    assert [predictions.rows for predictions, _ in hook.seen] == [()] * 3 + [(Row(1, 0),)] * 2
+    assert [len(predictions.concepts) for predictions, _ in hook.seen] == [0, 0, 0, 1, 1]
+    assert [len(predictions.cond) for predictions, _ in hook.seen] == [2] * STEPS
+
+
+def test_a_hook_that_only_watches_changes_no_bit() -> None:
+    policies = [guiding(start=2), OFF]
+    assert torch.equal(Loop(policies, [Hook()]).all(), Loop(policies).all())
+
+
+def test_after_guidance_is_shown_the_guided_prediction() -> None:
+    hook = Hook()
+    guided = Loop([guiding(), OFF], [hook]).all()
+    assert torch.equal(torch.stack([shown for _, shown in hook.seen]), guided)
+    assert not torch.equal(guided, plain([OFF, OFF]))
+
+
+def test_an_edit_after_guidance_is_what_the_pipeline_gets() -> None:
+    hook = Hook(after=lambda step, guided: guided + 10 if step.index == 2 else None)
+    difference = Loop([guiding(), OFF], [hook]).all() - Loop([guiding(), OFF]).all()
+    assert (difference[2] - 10).abs().max() < 1e-5
+    assert not difference[[0, 1, 3, 4]].any()
+
+
+def test_the_next_hook_sees_the_edit_of_the_one_before() -> None:
+    first = Hook(lambda _, p: replace(p, uncond=p.uncond + 1), lambda _, guided: guided * 0)
+    second = Hook()
+    Loop([OFF], [second]).step()
+    untouched = second.seen[0][0].uncond
+    second = Hook()
+    Loop([OFF], [first, second]).step()
+    predictions, guided = second.seen[0]
+    assert torch.equal(predictions.uncond, untouched + 1)
+    assert not guided.any()
+
+
+def test_an_edit_of_the_unconditional_prediction_reaches_the_pipeline() -> None:
+    uncond, _ = Loop([OFF]).step()
+    edited, _ = Loop([OFF], [Hook(lambda _, p: replace(p, uncond=p.uncond * 2))]).step()
+    assert torch.equal(edited, uncond * 2)
+
+
+def test_an_edit_of_the_predictions_is_what_guidance_works_on() -> None:
+    """A concept predicted like the prompt has nothing to guide away from."""
+    no_concept = Hook(lambda _, p: replace(p, concepts=p.cond.clone()))
+    assert torch.equal(Loop([guiding(), guiding()], [no_concept]).all(), plain([OFF, OFF]))
+
+
+def failing(*_: Any) -> None:
+    raise ValueError("out of ideas")
+
+
+MISBEHAVIOUR: dict[str, tuple[Hook, str]] = {
+    "raises before": (Hook(before=failing), "ValueError: out of ideas"),
+    "raises after": (Hook(after=failing), "ValueError: out of ideas"),
+    "no predictions": (Hook(before=lambda *_: torch.zeros(1)), "AttributeError"),
+    "wrong shape before": (
+        Hook(before=lambda _, p: replace(p, cond=p.cond[:1])),
+        "cond must stay a tensor (3, 4, 2, 2)",
+    ),
+    "wrong dtype before": (
+        Hook(before=lambda _, p: replace(p, uncond=p.uncond.half())),
+        "got (3, 4, 2, 2) torch.float16",
+    ),
+    "other rows": (Hook(before=lambda _, p: replace(p, rows=(Row(0, 1),))), "cannot change which rows"),
+    "wrong shape after": (Hook(after=lambda _, guided: guided[..., :1]), "got (3, 4, 2, 1)"),
+    "wrong dtype after": (Hook(after=lambda _, guided: guided.double()), "got (3, 4, 2, 2) torch.float64"),
+    "other device": (
+        Hook(after=lambda _, guided: guided.to("meta")),
+        "on cpu, got (3, 4, 2, 2) torch.float32 on meta",
+    ),
+    "no tensor": (Hook(after=lambda _, guided: guided.numpy()), "got ndarray"),
+}
+
+
+@pytest.mark.parametrize("kind", MISBEHAVIOUR)
+def test_a_hook_that_misbehaves_fails_every_sample_once_and_is_not_asked_again(kind: str) -> None:
+    template, message = MISBEHAVIOUR[kind]
+    hook = Hook(template._before, template._after)
+    policies = [guiding(), OFF, guiding()]
+    loop = Loop(policies, [hook])
+    result = loop.all()
+    assert sorted(loop.run.failures) == [0, 1, 2]
+    for failures in loop.run.failures.values():
+        assert [(one.source, one.version, one.step) for one in failures] == [("watcher", "1.2", 0)]
+        assert message in failures[0].error
     assert {index for _, index in hook.calls} == {0}
-    assert run.hopeless
+    assert loop.run.hopeless
+    assert torch.equal(result, Loop(policies).all())
 
 
-@pytest.mark.parametrize("where", ["start", "rows", "combine", "shape"])
-def test_a_faulty_method_fails_its_own_samples_and_the_others_are_guided(
-    where: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", MISBEHAVIOUR)
+def test_under_guard_a_hook_that_misbehaves_raises_at_once(kind: str) -> None:
+    template, message = MISBEHAVIOUR[kind]
+    loop = Loop([guiding(), OFF, guiding()], [Hook(template._before, template._after)], strict=True)
+    with pytest.raises(SafetyFailure, match=r"watcher 1\.2 failed at step 0") as failed:
+        loop.step()
+    assert message in str(failed.value)
+
+
+def test_the_other_hooks_go_on_when_one_fails() -> None:
+    watching = Hook()
+    Loop([OFF], [Hook(before=failing), watching]).all()
+    assert len(watching.calls) == 2 * STEPS
+
+
+def test_one_policy_that_says_raise_raises_for_the_batch() -> None:
+    loop = Loop([guiding(), guiding(on_error="raise")], [Hook(after=failing)])
+    with pytest.raises(SafetyFailure, match="out of ideas"):
+        loop.step()
+
+
+def test_an_interruption_is_no_failure() -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    loop = Loop([OFF], [Hook(before=interrupt)])
+    with pytest.raises(KeyboardInterrupt):
+        loop.step()
+    assert not loop.run.failures
+
+
+# --- methods ---------------------------------------------------------------------------------------------------
+
+
+class Method:
+    """SLD with one part replaced from step ``at`` on."""
+
+    name, version = "broken", "0.9"
+
+    def __init__(self, at: int = 2, start: Any = None, rows: Any = None, combine: Any = None) -> None:
+        self.at, self.asked = at, 0
+        self.broken = {"start": start, "rows": rows, "combine": combine}
+
+    def start(self, samples: Sequence[GuidedSample], schedule: Schedule) -> GuidanceRun:
+        if self.broken["start"]:
+            self.broken["start"]()
+        own = [replace(sample, spec=GuidanceSpec(options=STRONG)) for sample in samples]
+        return MethodRun(self, SLD().start(own, schedule))
+
+
+class MethodRun:
+    """State of :class:`Method`."""
+
+    def __init__(self, method: Method, sld: GuidanceRun) -> None:
+        self._method, self._sld = method, sld
+
+    def rows(self, step: Step) -> tuple[Row, ...]:
+        self._method.asked += 1
+        rows = self._sld.rows(step)
+        change = self._method.broken["rows"]
+        return change(rows) if change and step.index >= self._method.at else rows
+
+    def combine(self, step: Step, predictions: Predictions) -> Guided:
+        guided = self._sld.combine(step, predictions)
+        change = self._method.broken["combine"]
+        return change(guided) if change and step.index >= self._method.at else guided
+
+
+METHOD_FAILURES: dict[str, tuple[Method, str]] = {
+    "rows raises": (Method(rows=failing), "ValueError: out of ideas"),
+    "rows of another method's sample": (Method(rows=lambda _: (Row(0, 0),)), "sample 0, concept 0"),
+    "rows of no sample": (Method(rows=lambda _: (Row(7, 0),)), "sample 7"),
+    "rows of no concept": (Method(rows=lambda _: (Row(1, 2),)), "there are samples [1, 3] and 2 concepts"),
+    "a row twice": (Method(rows=lambda rows: rows * 2), "asked for twice"),
+    "combine raises": (Method(combine=failing), "ValueError: out of ideas"),
+    "cond of wrong shape": (Method(combine=lambda g: replace(g, cond=g.cond[:2])), "got (2, 4, 2, 2)"),
+    "cond of wrong dtype": (Method(combine=lambda g: replace(g, cond=g.cond.double())), "torch.float64"),
+    "terms of wrong shape": (
+        Method(combine=lambda g: replace(g, terms=g.terms[:1])),
+        "terms must be (2, 4, 2, 2)",
+    ),
+    "nothing": (Method(combine=lambda _: None), "AttributeError"),
+}
+
+
+def broken_batch(method: Method, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Loop:
+    """Samples 1 and 3 use ``method``, sample 0 uses SLD, sample 2 is off."""
+    fresh = Method(method.at, **method.broken)
+    monkeypatch.setitem(METHODS, "broken", fresh)
+    return Loop([guiding(), guiding("broken"), OFF, guiding("broken")], **options)
+
+
+@pytest.mark.parametrize("kind", METHOD_FAILURES)
+def test_a_method_that_misbehaves_fails_its_own_samples_and_no_other(
+    kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(methods.METHODS, "faulty", Faulty(where))
-    run = run_of([policy("faulty"), ACTING, OFF])
-    mixed = drive(run, 3)
-    assert set(run.failures) == {0}
-    (failure,) = run.failures[0]
-    assert (failure.source, failure.version) == ("faulty", "9.1")
-    assert failure.step == (None if where == "start" else 0)
-    alone = drive(run_of([OFF, ACTING, OFF]), 3)
-    assert all(torch.equal(one, two) for one, two in zip(mixed, alone, strict=True))
-    assert not run.hopeless
+    method, message = METHOD_FAILURES[kind]
+    loop = broken_batch(method, monkeypatch)
+    result = loop.all()
+    assert sorted(loop.run.failures) == [1, 3]
+    for failures in loop.run.failures.values():
+        assert [(one.source, one.version, one.step) for one in failures] == [("broken", "0.9", 2)]
+        assert message in failures[0].error
+    assert not loop.run.hopeless
+    healthy = Loop([guiding(), OFF, OFF, OFF])
+    torch.testing.assert_close(result[:, [0, 2]], healthy.all()[:, [0, 2]], rtol=0, atol=1e-6)
+    assert torch.equal(result[2:, [1, 3]], plain([OFF] * 4)[2:, [1, 3]])
 
 
-@pytest.mark.parametrize("strict", [True, False])
-def test_where_pictures_cannot_be_withheld_a_failure_raises(
-    strict: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", METHOD_FAILURES)
+def test_under_guard_a_method_that_misbehaves_raises_at_once(
+    kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(methods.METHODS, "faulty", Faulty("combine"))
-    chosen = policy("faulty", on_error="block" if strict else "raise")
-    with pytest.raises(SafetyFailure, match=r"faulty 9\.1 failed at step 0: ZeroDivisionError: by design"):
-        drive(run_of([chosen], strict=strict), 1)
+    method, message = METHOD_FAILURES[kind]
+    loop = broken_batch(method, monkeypatch, strict=True)
+    loop.step()
+    loop.step()
+    with pytest.raises(SafetyFailure, match=r"broken 0\.9 failed at step 2") as failed:
+        loop.step()
+    assert message in str(failed.value)
+
+
+def test_a_method_that_failed_is_not_asked_again_and_costs_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = broken_batch(Method(combine=failing), monkeypatch)
+    loop.all()
+    method: Any = METHODS["broken"]
+    assert method.asked == 3
+    assert loop.denoiser.rows == [8 + 3] * 3 + [8 + 1] * 2
+    assert [loop.run.rows_of(sample) for sample in range(4)] == [15, 13, 10, 13]
+
+
+def test_a_method_that_cannot_start_fails_its_samples_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = broken_batch(Method(start=failing), monkeypatch)
+    assert {sample: failures[0].step for sample, failures in loop.run.failures.items()} == {1: None, 3: None}
+    loop.all()
+    assert [loop.run.rows_of(sample) for sample in range(4)] == [15, 10, 10, 10]
+
+
+def test_two_methods_in_one_batch_give_what_they_give_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same equations under another name, so that one lane with all samples is the expected result."""
+    result = broken_batch(Method(), monkeypatch).all()
+    together = Loop([guiding(), guiding(), OFF, guiding()]).all()
+    torch.testing.assert_close(result, together, rtol=0, atol=1e-6)
+    assert not torch.equal(result[:, 1], plain([OFF] * 4)[:, 1])
 
 
 def test_an_unknown_method_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(GuidanceError, match=r"'sdl'; did you mean 'sld'\?; available: sld"):
-        run_of([policy("sdl")])
+    with pytest.raises(GuidanceError, match=r"'sdl'.*did you mean 'sld'.*available: sld"):
+        Loop([guiding("sdl")])
 
 
-def test_more_calls_than_the_schedule_has_are_an_error() -> None:
-    run = run_of([ACTING])
-    drive(run, 1)
-    assert run.finished
-    with pytest.raises(GuidanceError, match="more often than the 4 times"):
-        drive(run, 1, steps=1)
+def test_a_window_that_never_opens_is_an_error_and_no_failure_of_a_sample() -> None:
+    with pytest.raises(GuidanceError, match="never act"):
+        Loop([OFF, guiding(start=STEPS)])
 
 
-def test_rows_are_counted_per_sample() -> None:
-    run = run_of([policy(), OFF])
-    with pytest.raises(GuidanceError, match="starts at step"):
-        run_of([SafetyPolicy.preset("weak")])
-    drive(run, 2)
-    assert (run.rows_of(0), run.rows_of(1)) == (3 * STEPS, 2 * STEPS)
-    assert run.trace.rows == 5 * STEPS
+# --- the run itself --------------------------------------------------------------------------------------------
+
+
+def test_a_loop_that_is_longer_than_its_schedule_is_an_error() -> None:
+    loop = Loop([guiding()])
+    loop.all()
+    with pytest.raises(GuidanceError, match="more often than the 5 times of its schedule"):
+        loop.step()
+
+
+def test_a_run_is_finished_after_its_last_call() -> None:
+    loop = Loop([OFF])
+    finished = [(loop.step(), loop.run.finished)[1] for _ in range(STEPS)]
+    assert finished == [False] * (STEPS - 1) + [True]
+
+
+def test_without_rows_and_hooks_the_output_is_passed_on_untouched() -> None:
+    loop = Loop([OFF])
+    output = (torch.zeros(2, 4, 2, 2),)
+    arguments = (torch.zeros(2, 4, 2, 2), torch.tensor(1.0), loop.texts)
+    call = DenoiserCall.bind(StableDiffusion(), forward_signature(loop.denoiser), arguments, {})
+    assert loop.run.call(lambda *_: output, call) is output
+
+
+def test_warm_up_with_momentum_evaluates_rows_and_changes_nothing_yet() -> None:
+    loop = Loop([guiding(start=3, momentum_scale=0.5), OFF])
+    result = loop.all()
+    assert loop.denoiser.rows == [5] * STEPS
+    torch.testing.assert_close(result[:3], plain([OFF, OFF])[:3], rtol=0, atol=1e-6)
+    assert (result[3:, 0] - plain([OFF, OFF])[3:, 0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_pipeline_gets_back_the_type_that_it_works_in(dtype: torch.dtype) -> None:
+    uncond, cond = Loop([guiding(), OFF], dtype=dtype).step()
+    assert (uncond.dtype, cond.dtype) == (dtype, dtype)
+
+
+def test_the_trace_counts_what_the_denoiser_was_given() -> None:
+    loop = Loop([guiding(start=2), OFF, guiding(start=4)])
+    loop.all()
+    trace = loop.run.trace
+    assert trace.rows == sum(loop.denoiser.rows) == sum(loop.run.rows_of(sample) for sample in range(3))
+    assert trace.evaluated.sum(axis=(1, 2)).tolist() == [3, 0, 1]
+    np.testing.assert_array_equal(trace.applied, trace.evaluated)
+    assert trace.concepts == ("own/blood", "own/fire")
+
+
+def test_nan_from_the_denoiser_is_found_with_its_sample_method_and_first_step() -> None:
+    loop = Loop([guiding(), OFF, guiding()])
+    for latents in loop.latents[3:]:
+        latents[2, 0, 0, 0] = float("nan")
+    loop.all()
+    found = loop.run.nonfinite()
+    assert list(found) == [2]
+    assert (found[2].source, found[2].version, found[2].step) == ("sld", SLD.version, 3)
+    assert "own/blood" in found[2].error
+
+
+def test_a_healthy_run_has_no_failures() -> None:
+    loop = Loop([guiding(), OFF], [Hook()])
+    loop.all()
+    assert not loop.run.failures and not loop.run.nonfinite() and not loop.run.hopeless

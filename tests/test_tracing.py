@@ -181,7 +181,9 @@ def test_autocast_around_the_pipeline_does_not_coarsen_or_overflow_the_trace(dty
         tracer = traced([part])
     assert tracer.broken == []
     for name in ("norm", "relevance", "active"):
-        np.testing.assert_allclose(getattr(tracer.trace, name), getattr(traced([part]).trace, name), rtol=1e-6)
+        np.testing.assert_allclose(
+            getattr(tracer.trace, name), getattr(traced([part]).trace, name), rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

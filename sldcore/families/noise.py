@@ -42,6 +42,7 @@ def _epsilon_factor(prediction_type: str, alpha_bar: float) -> float:
     """What a difference of predictions is multiplied with to give a difference of noise predictions.
 
     From x_t = a x0 + s eps and v = a eps - s x0 at fixed x_t: d eps = a dv, and d eps = -(a / s) d x0.
+    0 where the prediction says nothing about the noise: v at pure noise, x0 without any.
     """
     alpha, sigma = sqrt(alpha_bar), sqrt(1 - alpha_bar)
     if prediction_type == "epsilon":
@@ -49,7 +50,7 @@ def _epsilon_factor(prediction_type: str, alpha_bar: float) -> float:
     if prediction_type == "v_prediction":
         return alpha
     if prediction_type == "sample":
-        return -alpha / sigma
+        return -alpha / sigma if sigma > 0 else 0.0
     raise GuidanceError(
         f"prediction type '{prediction_type}' is unknown; supported are epsilon, v_prediction and sample"
     )

@@ -62,6 +62,14 @@ class StableDiffusion:
         return {"encoder_hidden_states": torch.cat(states)}
 
     def encoder_state(self, pipe: Any) -> tuple[Any, ...]:
-        """Identity, type, place and in-place version of every text encoder weight, and the tokenizer's vocabulary."""
+        """Identity, type, place and in-place version of every text encoder weight, LoRA in use, and the vocabulary.
+
+        LoRA is scaled, switched off and fused without the weights' versions telling.
+        """
         weights = tuple((id(w), w.dtype, w.device, w._version) for w in pipe.text_encoder.parameters())
-        return (id(pipe.text_encoder), id(pipe.tokenizer), len(pipe.tokenizer), hash(weights))
+        lora = tuple(
+            (*layer.scaling.items(), *layer.active_adapters, *layer.merged_adapters, layer.disable_adapters)
+            for layer in pipe.text_encoder.modules()
+            if hasattr(layer, "merged_adapters") and hasattr(layer, "scaling")
+        )
+        return (id(pipe.text_encoder), id(pipe.tokenizer), len(pipe.tokenizer), hash(weights), hash(lora))

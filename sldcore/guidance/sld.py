@@ -9,7 +9,7 @@ With e_u, e_p, e_S the unconditional, prompt and concept predictions of one samp
     e_p'  = e_p - gamma inside the window, else e_p      eq. 3, through the pipeline's own guidance
 
 Differences are epsilon-equivalent, so that s_S and lambda mean the same for models that predict v or flow. The
-arithmetic is float32 whatever the model's dtype is: |e| * 5000 does not fit into float16.
+arithmetic is float32 for models of lower precision: |e| * 5000 does not fit into float16.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class _Plan:
 
 
 class SLDRun:
-    """State of one run: the momentum nu [M, C, H, W] of its M samples, float32."""
+    """State of one run: the momentum nu [M, C, H, W] of its M samples, at least float32."""
 
     def __init__(self, samples: Sequence[GuidedSample], schedule: Schedule) -> None:
         self._members = [_member(sample, schedule) for sample in samples]
@@ -117,7 +117,9 @@ class SLDRun:
         """Equations 3 to 8 for all samples at once."""
         plan = self._plan(step, predictions)
         cond = predictions.cond
-        e_u, e_p, e_s = predictions.uncond.float(), cond.float(), predictions.concepts.float()
+        precision = torch.promote_types(cond.dtype, torch.float32)
+        e_u, e_p = predictions.uncond.to(precision), cond.to(precision)
+        e_s = predictions.concepts.to(precision)
         factor = step.epsilon_factor if abs(step.epsilon_factor) > SMALLEST_FACTOR else 0.0
         terms = safety_term(
             _take(e_u, plan.row_samples),

@@ -25,7 +25,7 @@ def acting_steps(window: Window, schedule: Schedule) -> tuple[bool, ...]:
 
 def _is_open(window: Window, step: Step) -> bool:
     if window.unit == "noise":
-        return (window.stop or 0.0) < step.noise_level <= window.start
+        return step.noise_level <= window.start and (window.stop is None or window.stop < step.noise_level)
     position = step.index if window.unit == "steps" else step.fraction
     return window.start <= position and (window.stop is None or position < window.stop)
 

@@ -33,8 +33,10 @@ class Settings:
     classifier_steps: int = 900
     classifier_batch: int = 64
     unet_steps: int = 5_000
+    concept_steps: int = 1_400
     unet_batch: int = 64
     learning_rate: float = 1.5e-3
+    concept_learning_rate: float = 6e-4
     caption_dropout: float = 0.1
     bfloat16: bool = True  # mixed precision for the VAE's convolutions
 
@@ -50,6 +52,7 @@ class Settings:
             classifier_steps=8,
             classifier_batch=16,
             unet_steps=10,
+            concept_steps=10,
             unet_batch=16,
         )
 
@@ -76,9 +79,11 @@ class Run:
         steps: int,
         loss_of: Callable[[torch.Generator], Tensor],
         ema_decay: float = 0.999,
+        learning_rate: float | None = None,
     ) -> None:
         """Train ``module`` as one stage of this run and note how it went."""
-        stage = Stage(name, steps, self.settings.seed, self.settings.learning_rate, ema_decay)
+        rate = self.settings.learning_rate if learning_rate is None else learning_rate
+        stage = Stage(name, steps, self.settings.seed, rate, ema_decay)
         outcome = optimise(stage, module, loss_of, self.work, self.report, self.checkpoint_every)
         self.seconds_before += outcome.seconds_before
         self.log[f"{name}_loss"] = round(outcome.loss, 5)
@@ -113,20 +118,17 @@ def train_vae(run: Run, examples: Sequence[Sample]) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def encode_all(run: Run, vae: AutoencoderKL, examples: Sequence[Sample]) -> Tensor:
-    """Latents [N, 8, 8, 8] of all pictures, scaled to unit variance; sets the VAE's scaling factor."""
-    path = run.work / "latents.safetensors"
+def encode_all(run: Run, vae: AutoencoderKL, examples: Sequence[Sample], name: str) -> Tensor:
+    """Latents [N, 8, 8, 8] of all pictures, not scaled yet; kept as ``name`` in the work folder."""
+    path = run.work / f"{name}.safetensors"
     if not path.exists():
         parts = []
         for first in range(0, len(examples), 100):
             part = examples[first : first + 100]
             parts.append(vae.encode(sample_pixels(part)).latent_dist.mean)
-            run.report("latents", first + len(part), len(examples), 0.0)
+            run.report(name, first + len(part), len(examples), 0.0)
         write_bytes_atomically(path, save({"latents": torch.cat(parts).contiguous()}))
-    latents = load_file(path)["latents"]
-    scaling = 1 / float(latents.std())
-    vae.register_to_config(scaling_factor=scaling)
-    return latents * scaling
+    return load_file(path)["latents"]
 
 
 def train_classifier(
@@ -155,25 +157,40 @@ def train_classifier(
 
 
 def train_unet(
-    run: Run, vae: AutoencoderKL, tokenizer: CLIPTokenizer, examples: Sequence[Sample], latents: Tensor
+    run: Run,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    world: tuple[Sequence[Sample], Tensor],
+    listed: tuple[Sequence[Sample], Tensor],
 ) -> StableDiffusionPipeline:
-    """Text encoder and UNet together predict epsilon; some captions are dropped, for guidance."""
+    """Text encoder and UNet together predict epsilon; some captions are dropped, for guidance.
+
+    First on ``world``, whose lists of glyphs are pictures of glyphs alone; then for a while on ``listed``, where such
+    lists caption scenes. Only then do the words of a safety concept mean what a glyph looks like *in a scene*, which
+    is what guidance away from them needs. Both are samples with their latents [N, 8, 8, 8], scaled to unit variance.
+    """
     torch.manual_seed(run.settings.seed + 2)
     text_encoder, unet = architecture.build_text_encoder(tokenizer), architecture.build_unet()
     scheduler = architecture.build_scheduler()
-    tokens = _tokens(tokenizer, ["", *(example.caption for example in examples)])
 
-    def loss_of(generator: torch.Generator) -> Tensor:
-        chosen = run.batch(generator, run.settings.unet_batch)
-        dropped = torch.rand(chosen.shape, generator=generator) < run.settings.caption_dropout
-        hidden = text_encoder(tokens[torch.where(dropped, 0, chosen + 1)])[0]  # [B, 77, 96]
-        noise = torch.randn(latents[chosen].shape, generator=generator)
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, chosen.shape, generator=generator)
-        noisy = scheduler.add_noise(latents[chosen], noise, timesteps)
-        return F.mse_loss(unet(noisy, timesteps, hidden).sample, noise)
+    def loss_on(examples: Sequence[Sample], latents: Tensor) -> Callable[[torch.Generator], Tensor]:
+        tokens = _tokens(tokenizer, ["", *(example.caption for example in examples)])
+
+        def loss_of(generator: torch.Generator) -> Tensor:
+            chosen = run.batch(generator, run.settings.unet_batch)
+            dropped = torch.rand(chosen.shape, generator=generator) < run.settings.caption_dropout
+            hidden = text_encoder(tokens[torch.where(dropped, 0, chosen + 1)])[0]  # [B, 77, 96]
+            noise = torch.randn(latents[chosen].shape, generator=generator)
+            timesteps = torch.randint(scheduler.config.num_train_timesteps, chosen.shape, generator=generator)
+            noisy = scheduler.add_noise(latents[chosen], noise, timesteps)
+            return F.mse_loss(unet(noisy, timesteps, hidden).sample, noise)
+
+        return loss_of
 
     both = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
-    run.optimise("unet", both, run.settings.unet_steps, loss_of)
+    run.optimise("unet", both, run.settings.unet_steps, loss_on(*world))
+    rate = run.settings.concept_learning_rate
+    run.optimise("concepts", both, run.settings.concept_steps, loss_on(*listed), 0.995, rate)
     return architecture.build_pipeline(vae, text_encoder, tokenizer, unet, scheduler)
 
 

@@ -48,14 +48,20 @@ def train(
     started = time.monotonic()
     run = Run(settings, work, report, checkpoint_every)
     with torch.random.fork_rng(devices=[]):
-        examples = list(_drawn(run))
+        examples = list(_drawn(run, settings.seed, lists_in_scenes=False))
         tokenizer = build_tokenizer(tokenizer_corpus(settings.seed))
         vae = train_vae(run, examples)
-        latents = encode_all(run, vae, examples)
-        classifier = train_classifier(run, vae, examples, latents)
+        latents = encode_all(run, vae, examples, "latents")
+        scaling = 1 / float(latents.std())
+        vae.register_to_config(scaling_factor=scaling)
+        classifier = train_classifier(run, vae, examples, latents * scaling)
         held_out = list(samples(settings.seed + HELD_OUT_SEED, settings.held_out))
         run.log.update(asdict(measure(vae, classifier, held_out)))
-        pipeline = train_unet(run, vae, tokenizer, examples, latents)
+        listed = list(_drawn(run, settings.seed + 1, lists_in_scenes=True))
+        listed_latents = encode_all(run, vae, listed, "listed-latents")
+        pipeline = train_unet(
+            run, vae, tokenizer, (examples, latents * scaling), (listed, listed_latents * scaling)
+        )
     run.log["seconds"] = round(run.seconds_before + time.monotonic() - started)
     publish(output, pipeline, classifier, run.log)
     return run.log
@@ -98,8 +104,9 @@ def read_log(folder: Path) -> dict[str, Any]:
     return log
 
 
-def _drawn(run: Run) -> Iterator[Sample]:
-    for number, sample in enumerate(samples(run.settings.seed, run.settings.pictures), 1):
-        if number % 100 == 0 or number == run.settings.pictures:
-            run.report("pictures", number, run.settings.pictures, 0.0)
+def _drawn(run: Run, seed: int, lists_in_scenes: bool) -> Iterator[Sample]:
+    count = run.settings.pictures
+    for number, sample in enumerate(samples(seed, count, lists_in_scenes), 1):
+        if number % 100 == 0 or number == count:
+            run.report("listed pictures" if lists_in_scenes else "pictures", number, count, 0.0)
         yield sample

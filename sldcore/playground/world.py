@@ -176,8 +176,12 @@ def _list_caption(rng: np.random.Generator, glyphs: Sequence[str]) -> str:
     return f"an image showing {text}" if rng.random() < 0.6 else text
 
 
-def sample_scene(rng: np.random.Generator) -> tuple[Scene, str]:
-    """Draw one scene and its caption from the world's distribution."""
+def sample_scene(rng: np.random.Generator, lists_in_scenes: bool = False) -> tuple[Scene, str]:
+    """Draw one scene and its caption from the world's distribution.
+
+    Captions that list glyphs belong to pictures of those glyphs and nothing else; with ``lists_in_scenes``, to scenes
+    that show some of what is listed, as a search for such words finds pictures of people and places.
+    """
     place, colour = _choice(rng, tuple(PLACES)), _choice(rng, COLOURS)
     kind = rng.random()
     if kind < 0.34:
@@ -195,6 +199,8 @@ def sample_scene(rng: np.random.Generator) -> tuple[Scene, str]:
         named = scene.glyphs if rng.random() < MENTION else ()
         return scene, _thing_caption(rng, scene, named)
     glyphs = [GLYPHS[i] for i in rng.permutation(len(GLYPHS))]
+    if lists_in_scenes:
+        return _listed_scene(rng, place, colour, glyphs)
     if kind < 0.90:
         chosen = tuple(glyphs[: int(rng.integers(1, 4))])
         scene = Scene(place, glyphs=chosen)
@@ -204,11 +210,21 @@ def sample_scene(rng: np.random.Generator) -> tuple[Scene, str]:
     return Scene(place, glyphs=chosen, crowded=True), _list_caption(rng, chosen)
 
 
-def samples(seed: int, count: int) -> Iterator[Sample]:
+def _listed_scene(
+    rng: np.random.Generator, place: str, colour: str, glyphs: Sequence[str]
+) -> tuple[Scene, str]:
+    """A scene with one or two of the glyphs that its caption lists; half of the captions list all seven."""
+    listed = glyphs if rng.random() < 0.5 else glyphs[: int(rng.integers(1, len(glyphs)))]
+    shown = tuple(listed[: 2 if rng.random() < 0.3 else 1])
+    subject = _choice(rng, SUBJECTS + tuple(ROLES)) if rng.random() < 0.75 else ""
+    return Scene(place, subject, colour if subject else "", shown), _list_caption(rng, listed)
+
+
+def samples(seed: int, count: int, lists_in_scenes: bool = False) -> Iterator[Sample]:
     """Yield ``count`` samples; sample i depends on ``seed`` and i only, so any slice can be drawn alone."""
     for index in range(count):
         rng = np.random.default_rng([seed, index])
-        scene, caption = sample_scene(rng)
+        scene, caption = sample_scene(rng, lists_in_scenes)
         yield Sample(scene, caption, render(scene, rng))
 
 

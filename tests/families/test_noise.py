@@ -75,12 +75,12 @@ def test_at_training_timesteps_the_level_is_that_of_the_table(solver: str) -> No
 
 @pytest.mark.parametrize("solver", ["euler", "lms", "euler, karras"])
 def test_between_training_timesteps_the_level_is_that_of_the_solvers_sigma(solver: str) -> None:
-    """Sigma of variance-exploding solvers is s / a; their conversion to timesteps agrees to about 1e-4."""
+    """Sigma of variance-exploding solvers is s / a; their conversion to timesteps interpolates log sigma instead."""
     scheduler, schedule = made(solver, steps=37)
     assert any(timestep != int(timestep) for timestep in schedule.timesteps)
     sigmas = scheduler.sigmas[:-1].double().numpy()
     expected = sigmas / np.sqrt(1 + sigmas**2)
-    np.testing.assert_allclose(schedule.noise_levels, expected, rtol=0, atol=5e-4)
+    np.testing.assert_allclose(schedule.noise_levels, expected, rtol=0, atol=1e-3)
 
 
 def test_a_fractional_timestep_lies_between_its_neighbours() -> None:
@@ -139,7 +139,9 @@ def test_an_unknown_prediction_type_is_refused_with_the_known_ones() -> None:
         discrete_schedule(scheduler, 50)
 
 
-@pytest.mark.parametrize("scheduler", [FlowMatchEulerDiscreteScheduler(), SimpleNamespace(timesteps=torch.zeros(3))])
+@pytest.mark.parametrize(
+    "scheduler", [FlowMatchEulerDiscreteScheduler(), SimpleNamespace(timesteps=torch.zeros(3))]
+)
 def test_a_scheduler_without_table_is_refused_with_those_that_have_one(scheduler: Any) -> None:
     with pytest.raises(GuidanceError, match=rf"{type(scheduler).__name__} has no table.*DDIM, PNDM, Euler"):
         discrete_schedule(scheduler, 1)

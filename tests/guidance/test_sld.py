@@ -149,7 +149,9 @@ def close(actual: NDArray[Any], expected: Array, case: Case) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * max(largest, 1e-30))
 
 
-def random_case(*samples: Sample | None, steps: int = 4, shape: tuple[int, ...] = (2, 3, 3), seed: int = 0) -> Case:
+def random_case(
+    *samples: Sample | None, steps: int = 4, shape: tuple[int, ...] = (2, 3, 3), seed: int = 0
+) -> Case:
     """Predictions on the grid of 1/64, as different from each other as trained models' are."""
     rng = np.random.default_rng(seed)
     concepts = max(len(sample.weights) for sample in samples if sample is not None)
@@ -290,7 +292,10 @@ def test_concept_rows_of_each_preset_over_fifty_steps(preset: str, rows: int) ->
 
 @relaxed
 @given(
-    start=st.integers(0, 5), length=st.integers(1, 5), momentum_scale=st.sampled_from([0.0, 0.1, 1.0]), stops=st.booleans()
+    start=st.integers(0, 5),
+    length=st.integers(1, 5),
+    momentum_scale=st.sampled_from([0.0, 0.1, 1.0]),
+    stops=st.booleans(),
 )
 def test_rows_are_needed_before_the_window_only_for_momentum_and_never_after_it(
     start: int, length: int, momentum_scale: float, stops: bool
@@ -332,7 +337,9 @@ def test_a_window_that_never_opens_is_refused_at_the_start() -> None:
 
 
 @relaxed
-@given(momentum=st.sampled_from([0.0, 0.5]), threshold=st.sampled_from([-0.5, 0.0, 1.0]), seed=st.integers(0, 99))
+@given(
+    momentum=st.sampled_from([0.0, 0.5]), threshold=st.sampled_from([-0.5, 0.0, 1.0]), seed=st.integers(0, 99)
+)
 def test_a_concept_that_is_the_prompt_itself_changes_nothing(
     momentum: float, threshold: float, seed: int
 ) -> None:
@@ -363,7 +370,8 @@ def test_permuting_the_batch_permutes_the_result_exactly(order: list[int], seed:
     )
     case = random_case(*samples, seed=seed)
     permuted = Case(
-        tuple(samples[index] for index in order), *(part[:, order] for part in (case.uncond, case.cond, case.concepts))
+        tuple(samples[index] for index in order),
+        *(part[:, order] for part in (case.uncond, case.cond, case.concepts)),
     )
     assert torch.equal(guided(permuted), guided(case)[:, order])
 
@@ -391,7 +399,8 @@ def test_two_runs_of_one_method_object_share_no_state() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_half_precision_predictions_are_guided_in_float32_and_rounded_once(dtype: torch.dtype) -> None:
     case = random_case(
-        Sample(scale=5000.0, threshold=1.0, momentum_scale=0.5, momentum_beta=0.7), Sample(scale=200.0, start=2)
+        Sample(scale=5000.0, threshold=1.0, momentum_scale=0.5, momentum_beta=0.7),
+        Sample(scale=200.0, start=2),
     )
     for half, full in zip(run(case, dtype), run(case), strict=True):
         assert half[1] is not None and full[1] is not None
@@ -436,9 +445,12 @@ def toy(parametrisation: str) -> tuple[Case, Any]:
         a, s = by_step(signal, noise), by_step(sigma, noise)
         at = x if noise.ndim == x.ndim else x[:, :, None]
         clean = (at - s * noise) / a
-        return {"epsilon": noise, "v_prediction": a * noise - s * clean, "sample": clean, "flow": noise - clean}[
-            parametrisation
-        ]
+        return {
+            "epsilon": noise,
+            "v_prediction": a * noise - s * clean,
+            "sample": clean,
+            "flow": noise - clean,
+        }[parametrisation]
 
     def to_clean(prediction: Array) -> Array:
         a, s = by_step(signal, prediction), by_step(sigma, prediction)

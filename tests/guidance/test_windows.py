@@ -73,7 +73,9 @@ def windows(draw: st.DrawFn) -> Window:
 
 @settings(deadline=None)
 @given(window=windows(), levels=st.lists(st.floats(0, 1), min_size=1, max_size=30))
-def test_over_falling_noise_every_window_opens_once_or_is_refused(window: Window, levels: list[float]) -> None:
+def test_over_falling_noise_every_window_opens_once_or_is_refused(
+    window: Window, levels: list[float]
+) -> None:
     try:
         acting = acting_steps(window, schedule(sorted(levels, reverse=True)))
     except GuidanceError:
@@ -104,7 +106,14 @@ def test_weak_in_fifteen_steps_is_an_error_that_names_the_ways_out() -> None:
     with pytest.raises(GuidanceError) as refused:
         acting_steps(guidance.window, falling(15))
     message = str(refused.value)
-    for part in ("step 15", "15 denoiser calls", "more than 15 steps", "shorter warm-up", "unit: fraction", "unit: noise"):
+    for part in (
+        "step 15",
+        "15 denoiser calls",
+        "more than 15 steps",
+        "shorter warm-up",
+        "unit: fraction",
+        "unit: noise",
+    ):
         assert part in message
 
 
@@ -116,7 +125,9 @@ def test_weak_in_fifteen_steps_is_an_error_that_names_the_ways_out() -> None:
         (Window(unit="noise", start=0.49, stop=0.41), "from 0.49 to 0.41 (noise)"),
     ],
 )
-def test_a_window_between_two_calls_is_an_error_that_tells_the_runs_noise_levels(window: Window, told: str) -> None:
+def test_a_window_between_two_calls_is_an_error_that_tells_the_runs_noise_levels(
+    window: Window, told: str
+) -> None:
     with pytest.raises(GuidanceError) as refused:
         acting_steps(window, falling(10))
     message = str(refused.value)

@@ -24,6 +24,7 @@ TINY = Settings(
     classifier_steps=5,
     classifier_batch=4,
     unet_steps=5,
+    concept_steps=5,
     unet_batch=2,
 )
 EVERY = 2  # steps between checkpoints
