@@ -166,7 +166,8 @@ def test_generate_writes_pictures_comparisons_curves_and_one_document(compared: 
     out, result = compared
     assert result.exit_code == 0
     stems = ["0000-5", "0001-6", "0002-5", "0003-6"]
-    expected = [f"{stem}{part}.png" for stem in stems for part in ("", "-compare", "-curves")]
+    parts = ("", "-compare", "-curves", "-difference", "-unguided")
+    expected = [f"{stem}{part}.png" for stem in stems for part in parts]
     assert names(out) == sorted([*expected, "result.json"])
 
 

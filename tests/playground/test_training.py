@@ -109,7 +109,9 @@ def test_a_resumed_run_repeats_no_step_before_its_checkpoint(tmp_path: Path) -> 
         tmp_path / "model", tmp_path / "work", TINY, lambda stage, step, *_: seen.append((stage, step)), EVERY
     )
 
-    assert [entry for entry in seen if entry[0] != "pictures"] == [("unet", 5)]
+    drawn = ("pictures", "listed pictures")
+    concepts = [("concepts", step) for step in range(1, TINY.concept_steps + 1)]
+    assert [entry for entry in seen if entry[0] not in drawn] == [("unet", 5), *concepts]
 
 
 def test_one_seed_gives_equal_weights_twice(tmp_path: Path, undisturbed: Path) -> None:
@@ -155,10 +157,17 @@ def test_an_existing_output_is_refused_before_anything_is_written(tmp_path: Path
     assert not (tmp_path / "work").exists()
 
 
-def test_the_model_is_in_half_precision_and_readable_by_all(undisturbed: Path) -> None:
-    floating = {tensor.dtype for tensor in weights(undisturbed).values() if tensor.is_floating_point()}
+def test_all_but_the_text_encoder_is_in_half_precision_and_everyone_may_read_it(undisturbed: Path) -> None:
+    dtypes = {
+        path.relative_to(undisturbed).parts[0]: {
+            tensor.dtype for tensor in load_file(path).values() if tensor.is_floating_point()
+        }
+        for path in undisturbed.rglob("*.safetensors")
+    }
     modes = {stat.S_IMODE(path.stat().st_mode) for path in undisturbed.rglob("*") if path.is_file()}
-    assert floating == {torch.float16}
+    assert dtypes.pop("text_encoder") == {torch.float32}
+    assert set(dtypes) == {"vae", "unet", "classifier.safetensors"}
+    assert all(found == {torch.float16} for found in dtypes.values())
     assert modes == {0o644}
 
 
