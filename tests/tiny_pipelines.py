@@ -105,7 +105,7 @@ def parts() -> dict[str, Any]:
 
 def pipeline(cls: type = StableDiffusionPipeline, /, **components: Any) -> Any:
     """A pipeline over copies of the components, silent, without what is not given."""
-    copies = {name: part if name == "tokenizer" else deepcopy(part) for name, part in components.items()}
+    copies = {name: deepcopy(part) for name, part in components.items()}
     copies.setdefault("scheduler", ddim())
     absent = {"safety_checker": None, "feature_extractor": None}
     pipe = cls(**{**absent, **copies, "requires_safety_checker": copies.get("safety_checker") is not None})
