@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from numpy.typing import NDArray
-from PIL import Image
 
 from sldcore.encoding import ConceptEncoder, RunConcepts
 from sldcore.errors import GuidanceError, SafetyFailure
@@ -25,7 +25,8 @@ from sldcore.guidance.base import StepHook
 from sldcore.policy import SafetyPolicy
 from sldcore.provenance import library_versions
 from sldcore.session import Session, as_policy
-from sldcore.types import Failure, Report, Result, Trace
+from sldcore.tracing import Tracer
+from sldcore.types import Failure, Report, Result, Schedule, Trace, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -108,11 +109,11 @@ class SafetyEngine:
             SafetyFailure: safety failed and the policy says ``on_error: raise``.
         """
         samples = self._samples(prompt, seed, num_images, policies, pipeline_arguments)
-        as_arrays = _wants_arrays(pipeline_arguments)
+        as_arrays = wants_arrays(pipeline_arguments.pop("output_type", "pil"))
         arguments = self._call_arguments(prompt, samples, num_images, pipeline_arguments)
         outcome = self.denoise(samples, arguments)
         shown = outcome.shown()
-        images = list(shown) if as_arrays else [_picture(pixels) for pixels in shown]
+        images = list(shown) if as_arrays else VaeImageProcessor.numpy_to_pil(shown)
         return Result(images, outcome.reports, outcome.trace, self._provenance(samples, arguments))
 
     def denoise(self, samples: Sequence[Sample], arguments: Mapping[str, Any]) -> Outcome:
@@ -129,9 +130,9 @@ class SafetyEngine:
             raise SafetyFailure(
                 f"the pipeline returned {len(pixels)} pictures for {len(samples)} samples; none is shown"
             )
-        failures = _failures(session, samples, pixels)
+        failures = _failures(session, samples, pixels, review)
         reports = tuple(
-            _report(index, sample, session, concepts, review, failures[index])
+            _report(index, sample, session, concepts, review.of(index)[0], failures[index])
             for index, sample in enumerate(samples)
         )
         return Outcome(
@@ -196,17 +197,20 @@ class SafetyEngine:
             )
 
     def _provenance(self, samples: Sequence[Sample], arguments: Mapping[str, Any]) -> dict[str, Any]:
-        kept = {name: value for name, value in arguments.items() if _is_plain(value)}
         denoiser = self._family.denoiser(self.pipe)
         return {
             "model": str(self.pipe.name_or_path or type(self.pipe).__name__),
             "model_class": type(self.pipe).__name__,
-            "arguments": {name: value for name, value in kept.items() if name != "prompt"},
+            "arguments": {
+                name: value for name, value in arguments.items() if name != "prompt" and _is_plain(value)
+            },
             "scheduler": type(self.pipe.scheduler).__name__,
             "versions": library_versions(),
             "device": str(self.pipe._execution_device),
             "dtype": str(next(denoiser.parameters()).dtype).removeprefix("torch."),
-            "policies": {sample.policy.digest: sample.policy.dump() for sample in samples},
+            "policies": {
+                policy.digest: policy.dump() for policy in dict.fromkeys(sample.policy for sample in samples)
+            },
         }
 
 
@@ -241,18 +245,22 @@ def _seeds(seed: int | Sequence[int] | None, prompts: int, num_images: int) -> l
     )
 
 
-def _wants_arrays(arguments: dict[str, Any]) -> bool:
-    asked = arguments.pop("output_type", "pil")
-    if asked not in OUTPUT_TYPES:
+def wants_arrays(output_type: Any) -> bool:
+    """True for ``np``, False for ``pil``.
+
+    Raises:
+        GuidanceError: anything else, which could not be reviewed.
+    """
+    if output_type not in OUTPUT_TYPES:
         raise GuidanceError(
-            f"output_type '{asked}' is not available: pictures must be decoded to be reviewed; use pil or np, or guard() "
+            f"output_type '{output_type}' is not available: pictures must be decoded to be reviewed; use pil or np, or guard() "
             f"and your own call of the pipeline"
         )
-    return bool(asked == "np")
+    return bool(output_type == "np")
 
 
 def _failures(
-    session: Session, samples: Sequence[Sample], pixels: NDArray[np.float32]
+    session: Session, samples: Sequence[Sample], pixels: NDArray[np.float32], review: CheckerReview
 ) -> list[tuple[Failure, ...]]:
     """Everything that went wrong, per picture; raises where the picture's policy says so."""
     found: list[list[Failure]] = [[] for _ in samples]
@@ -272,6 +280,7 @@ def _failures(
     for index, picture in enumerate(pixels):
         if not np.isfinite(picture).all():
             found[index].append(Failure("engine", "", "the decoded picture contains NaN or Inf"))
+        found[index] += review.of(index)[1]
     for sample, failures in zip(samples, found, strict=True):
         if failures and sample.policy.on_error == "raise":
             raise SafetyFailure(f"{failures[0].source}: {failures[0].error} (policy '{sample.policy.name}')")
@@ -283,14 +292,9 @@ def _report(
     sample: Sample,
     session: Session,
     concepts: RunConcepts,
-    review: CheckerReview,
+    verdicts: tuple[Verdict, ...],
     failures: tuple[Failure, ...],
 ) -> Report:
-    verdicts, checker_failures = review.of(index)
-    if checker_failures and sample.policy.on_error == "raise":
-        raise SafetyFailure(
-            f"{checker_failures[0].source}: {checker_failures[0].error} (policy '{sample.policy.name}')"
-        )
     report = Report(
         prompt=sample.prompt,
         seed=sample.seed,
@@ -298,7 +302,7 @@ def _report(
         policy_digest=sample.policy.digest,
         concepts=concepts.texts_of(sample.policy),
         verdicts=verdicts,
-        errors=(*failures, *checker_failures),
+        errors=failures,
         rows=0 if session.run is None else session.run.rows_of(index),
     )
     if report.errors:
@@ -313,9 +317,7 @@ def _trace(session: Session, samples: Sequence[Sample]) -> Trace:
     """The run's trace, or an empty one for a run without classifier-free guidance."""
     if session.run is not None:
         return session.run.trace
-    none = np.zeros((len(samples), 0, 0), dtype=np.float32)
-    heat = np.zeros((len(samples), 1, 1), dtype=np.float32)
-    return Trace((), (), none.astype(bool), none.astype(bool), none, none, none, heat, 0)
+    return Tracer((), len(samples), Schedule((), (), ())).trace
 
 
 def _is_plain(value: Any) -> bool:
@@ -323,7 +325,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(part) for part in value)
     return value is None or isinstance(value, str | int | float | bool)
-
-
-def _picture(pixels: NDArray[np.float32]) -> Image.Image:
-    return Image.fromarray((pixels * 255).round().astype(np.uint8))

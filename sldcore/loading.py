@@ -45,7 +45,6 @@ def load_pipeline(
             pipe = StableDiffusionPipeline.from_pretrained(str(MODEL), **checked)
         pipe.register_to_config(_name_or_path=PLAYGROUND)
     elif place.is_file():
-        _refuse_pickle(place)
         with safetensors_only(model, {"dtype": chosen}) as checked:
             pipe = StableDiffusionPipeline.from_single_file(str(place), dtype=checked["dtype"])
     else:

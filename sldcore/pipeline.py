@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from sldcore.concepts import load_pack
-from sldcore.engine import Outcome, SafetyEngine, Sample
-from sldcore.errors import ConceptError, GuidanceError
+from sldcore.engine import Outcome, SafetyEngine, Sample, wants_arrays
+from sldcore.errors import ConceptError
 from sldcore.loading import PLAYGROUND, safetensors_only
 from sldcore.playground import MODEL
 from sldcore.policy import ConceptUse, GuidanceSpec, SafetyPolicy, Window
@@ -140,8 +140,7 @@ class SLDPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         Raises:
             ConfigurationError: guidance could not act (``guidance_scale`` <= 1, warm-up longer than the run).
         """
-        if output_type not in ("pil", "np"):
-            raise GuidanceError(f"output_type '{output_type}' is not available; use pil or np")
+        as_arrays = wants_arrays(output_type)
         policy = self._policy(
             sld_guidance_scale, sld_warmup_steps, sld_threshold, sld_momentum_scale, sld_mom_beta
         )
@@ -165,7 +164,7 @@ class SLDPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             self._engine = SafetyEngine(self, policy)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         samples = [Sample(text, None, policy) for text in prompts for _ in range(num_images_per_prompt)]
-        output = self._output(self._engine.denoise(samples, arguments), policy, output_type)
+        output = self._output(self._engine.denoise(samples, arguments), policy, as_arrays)
         if return_dict:
             return output
         return (
@@ -195,13 +194,13 @@ class SLDPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             concepts=(ConceptUse(text=self.safety_concept),),
         )
 
-    def _output(self, outcome: Outcome, policy: SafetyPolicy, output_type: str) -> SLDPipelineOutput:
+    def _output(self, outcome: Outcome, policy: SafetyPolicy, as_arrays: bool) -> SLDPipelineOutput:
         checked = self.safety_checker is not None
         flags = [report.flagged for report in outcome.reports]
         flagged = np.where(np.array(flags)[:, None, None, None], outcome.pixels, np.float32(0))
 
         def convert(pixels: NDArray[np.float32]) -> Any:
-            return self.numpy_to_pil(pixels) if output_type == "pil" else pixels
+            return pixels if as_arrays else self.numpy_to_pil(pixels)
 
         return SLDPipelineOutput(
             images=convert(outcome.shown()),

@@ -103,18 +103,21 @@ class GuidedRun:
 
     def nonfinite(self) -> dict[int, Failure]:
         """Samples whose predictions or safety terms were NaN or Inf at some step, the first such step each."""
-        found: dict[int, Failure] = {}
+        events: list[
+            tuple[int, int, Failure]
+        ] = []  # step, sample; hooks come first where both speak of one step
         for hook, step, spoilt in self._spoilt:
-            for sample in spoilt.nonzero().flatten().tolist():
-                message = "NaN or Inf in what the step hook gave back"
-                found.setdefault(sample, Failure(hook.name, hook.version, message, step))
+            message = "NaN or Inf in what the step hook gave back"
+            failure = Failure(hook.name, hook.version, message, step)
+            events += [(step, sample, failure) for sample in spoilt.nonzero().flatten().tolist()]
         for row, step in self._tracer.broken:
-            if row.sample in found and step < (found[row.sample].step or 0):
-                del found[row.sample]
             concept = self._concepts.rows[row.concept].id
             method = next(lane.method for lane in self._lanes if row.sample in lane.samples)
             message = f"NaN or Inf in a prediction or safety term, concept '{concept}'"
-            found.setdefault(row.sample, Failure(method.name, method.version, message, step))
+            events.append((step, row.sample, Failure(method.name, method.version, message, step)))
+        found: dict[int, Failure] = {}
+        for _, sample, failure in sorted(events, key=lambda event: event[0]):
+            found.setdefault(sample, failure)
         return found
 
     def _start_lanes(self) -> list[Lane]:

@@ -23,7 +23,6 @@ from sldcore.policy import Preset, SafetyPolicy
 
 if TYPE_CHECKING:
     from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
     from torch import Tensor
 
     from sldcore.engine import SafetyEngine
@@ -206,18 +205,14 @@ def _make(
     for sample, (picture, report) in enumerate(zip(batch, guided.reports, strict=True)):
         own = {name: text for name, text in policies.items() if name == report.policy_digest}
         info = png_metadata(report, {**provenance, "policies": own})
+        drawn = _drawn(picture, sample, guided, plain)
         for role, name in picture.files.items():
-            account = _unguided_info(plain, sample) if role == "unguided" else info
-            save_png(_drawn(role, picture, sample, guided, plain), request.out / name, account)
+            unguided = role == "unguided"
+            account = png_metadata(plain.reports[sample], plain.provenance) if unguided else info
+            save_png(drawn[role], request.out / name, account)
         done.pictures[picture.index] = document["pictures"][sample]
     done.timesteps = document["timesteps"]
     done.provenance = _joined(done.provenance, provenance)
-
-
-def _unguided_info(plain: Result, sample: int) -> PngInfo:
-    from sldcore.provenance import png_metadata
-
-    return png_metadata(plain.reports[sample], plain.provenance)
 
 
 def _generate(
@@ -229,16 +224,14 @@ def _generate(
     return engine.generate(prompts, seed=seeds, policies=policies, **request.arguments)
 
 
-def _drawn(role: str, picture: Picture, sample: int, guided: Result, plain: Result) -> Image.Image:
-    """One of the files of a picture."""
+def _drawn(picture: Picture, sample: int, guided: Result, plain: Result) -> dict[str, Image.Image]:
+    """The picture's files by role."""
     from sldcore.visual import comparison_strip, curves, difference, enlarged, heat_overlay
 
     image = guided.images[sample]
+    if not picture.compare:
+        return {"picture": image}
     changed = difference(plain.images[sample], image)
-    if role in ("picture", "unguided", "difference"):
-        return {"picture": image, "unguided": plain.images[sample], "difference": changed}[role]
-    if role == "curves":
-        return curves(guided.trace, sample)
     heat = guided.trace.heat[sample]
     panels = [
         (_named("unguided", plain, sample), plain.images[sample]),
@@ -249,7 +242,13 @@ def _drawn(role: str, picture: Picture, sample: int, guided: Result, plain: Resu
             heat_overlay(enlarged(image), heat),
         ),
     ]
-    return comparison_strip(panels, f"{picture.prompt} · seed {picture.seed}")
+    return {
+        "picture": image,
+        "unguided": plain.images[sample],
+        "difference": changed,
+        "comparison": comparison_strip(panels, f"{picture.prompt} · seed {picture.seed}"),
+        "curves": curves(guided.trace, sample),
+    }
 
 
 def _named(label: str, result: Result, sample: int) -> str:

@@ -54,14 +54,13 @@ def train(
         latents = encode_all(run, vae, examples, "latents")
         scaling = 1 / float(latents.std())
         vae.register_to_config(scaling_factor=scaling)
-        classifier = train_classifier(run, vae, examples, latents * scaling)
+        latents *= scaling
+        classifier = train_classifier(run, vae, examples, latents)
         held_out = list(samples(settings.seed + HELD_OUT_SEED, settings.held_out))
         run.log.update(asdict(measure(vae, classifier, held_out)))
         listed = list(_drawn(run, settings.seed + 1, lists_in_scenes=True))
         listed_latents = encode_all(run, vae, listed, "listed-latents")
-        pipeline = train_unet(
-            run, vae, tokenizer, (examples, latents * scaling), (listed, listed_latents * scaling)
-        )
+        pipeline = train_unet(run, vae, tokenizer, (examples, latents), (listed, listed_latents * scaling))
     run.log["seconds"] = round(run.seconds_before + time.monotonic() - started)
     publish(output, pipeline, classifier, run.log)
     return run.log
