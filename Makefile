@@ -9,7 +9,7 @@ DEMO := out/demo
 # Tests are many small operations: more threads would only wait for each other.
 TEST_THREADS ?= 2
 
-.PHONY: help demo test lint types format schema clean
+.PHONY: help demo test lint types format hooks schema clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -32,6 +32,10 @@ types: $(STAMP)  ## check types
 format: $(STAMP)  ## apply format and safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+hooks: $(STAMP)  ## write docs/hooks.md anew
+	$(BIN)/python -c 'from sldcore.documents import write_text_atomically as write; \
+		from sldcore.hook_reference import markdown; write("docs/hooks.md", markdown())'
 
 schema: $(STAMP)  ## write concepts/schema.json anew
 	$(BIN)/python -c 'import json; from sldcore.concepts import pack_schema as schema; \

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sldcore.catalogue import Catalogue
     from sldcore.concepts import ConceptPack
     from sldcore.engine import SafetyEngine
     from sldcore.loading import load_pipeline
@@ -45,6 +46,13 @@ _HOMES = {
     "guard": "session",
     "load_pipeline": "loading",
 }
+
+
+def default_catalogue() -> Catalogue:
+    """The core's contributions and those of installed plugins, as ``SLD_PLUGINS`` allows them."""
+    from sldcore import builtin, catalogue, plugins
+
+    return catalogue.Catalogue(builtin.entries(), plugins.Plugins.from_environment())
 
 
 def __getattr__(name: str) -> Any:

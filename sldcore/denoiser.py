@@ -60,6 +60,12 @@ class DenoiserCall:
         latents: Tensor = self.bound.arguments[self.family.latents_argument]
         return latents
 
+    @property
+    def conditional_latents(self) -> Tensor:
+        """The latents of the conditional half, [B, ...]."""
+        one, two = self.latents.chunk(2)
+        return one if self.family.cond_first else two
+
     def conditional_rows(self, rows: Sequence[Row]) -> Tensor | slice:
         """Where the conditional row of each row's sample stands in this call; a slice if it is all of them."""
         first_cond = 0 if self.family.cond_first else self.batch

@@ -12,38 +12,60 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sldcore.concepts import resolve, split_to_window
-from sldcore.errors import ConceptError
-from sldcore.families.base import Family, TextOptions
+from sldcore.concepts import resolve
+from sldcore.embeddings import read_embedding
+from sldcore.errors import ConceptError, listed
+from sldcore.families.base import EncodesTokens, Family, TextOptions
 from sldcore.policy import SafetyPolicy
-from sldcore.types import Concept, Row
+from sldcore.policy_parts import Window
+from sldcore.splitting import split_to_window
+from sldcore.types import Concept, ConceptEmbedding, Row
 
 
 @dataclass(frozen=True, slots=True)
 class ConceptRow:
-    """One text that a run may evaluate: a concept, or a part of one that is longer than the window."""
+    """One row that a run may evaluate: a concept, or a part of one that is longer than the window.
+
+    ``embedding`` stands in place of ``text`` if there is one; ``prefix`` is what goes in front of its tokens.
+    """
 
     id: str
     concept: str
     text: str
+    prefix: str = ""
+    embedding: ConceptEmbedding | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsedRow:
+    """What one policy makes of a row.
+
+    ``weight`` scales its safety term, ``strength`` the method's own scale, and ``window`` says when it acts inside the
+    window of the guidance.
+    """
+
+    row: int
+    weight: float
+    strength: float = 1.0
+    window: Window | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RunConcepts:
     """The concept rows of a run and what each policy uses of them.
 
-    ``used[policy]`` are (row, weight) pairs; ``arguments`` are the denoiser's text arguments, [K, ...] each.
+    ``arguments`` are the denoiser's text arguments, [K, ...] each, in the order of ``rows``.
     """
 
     rows: tuple[ConceptRow, ...]
-    used: Mapping[SafetyPolicy, tuple[tuple[int, float], ...]]
+    used: Mapping[SafetyPolicy, tuple[UsedRow, ...]]
     arguments: Mapping[str, Tensor]
 
     def texts_of(self, policy: SafetyPolicy) -> dict[str, tuple[str, ...]]:
         """Concept id to the texts that stand for it in ``policy``."""
         texts: dict[str, tuple[str, ...]] = {}
-        for index, _ in self.used[policy]:
-            row = self.rows[index]
+        for used in self.used[policy]:
+            row = self.rows[used.row]
             texts[row.concept] = (*texts.get(row.concept, ()), row.text)
         return texts
 
@@ -60,34 +82,48 @@ class RunConcepts:
         return {name: value.to(device).index_select(0, index) for name, value in self.arguments.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What a row is encoded from: a text, or an embedding with the prefix in front of its tokens."""
+
+    text: str
+    prefix: str = ""
+    embedding: ConceptEmbedding | None = None
+
+
 class ConceptEncoder:
-    """Prepares the concepts of policies for one pipeline and remembers encoded texts."""
+    """Prepares the concepts of policies for one pipeline and remembers what it encoded."""
 
     def __init__(self, pipe: Any, family: Family) -> None:
         self._pipe = pipe
         self._family = family
         self._state: tuple[Any, ...] | None = None
         self._parts: dict[Concept, tuple[str, ...]] = {}
-        self._encoded: dict[tuple[str, TextOptions], Mapping[str, Tensor]] = {}
+        self._encoded: dict[tuple[_Source, TextOptions], Mapping[str, Tensor]] = {}
 
     def prepare(self, policies: Sequence[SafetyPolicy], options: TextOptions) -> RunConcepts:
         """Resolve, split and encode what ``policies`` name.
 
         Raises:
-            ConceptError: a concept is unknown, or has a term that does not fit the text encoder.
+            ConceptError: a concept is unknown, has a term that does not fit the text encoder, or an embedding that does
+                not fit the pipeline.
+            PluginError: a pack cannot be had.
         """
         self._forget_if_changed()
-        rows: dict[str, ConceptRow] = {}
-        used: dict[SafetyPolicy, tuple[tuple[int, float], ...]] = {}
+        rows: dict[_Source, ConceptRow] = {}
+        used: dict[SafetyPolicy, tuple[UsedRow, ...]] = {}
         for policy in dict.fromkeys(policies):
-            weights: dict[int, float] = {}
-            for concept in resolve(policy.concepts):
-                parts = self._split(concept)
-                for number, text in enumerate(parts, 1):
-                    name = concept.id if len(parts) == 1 else f"{concept.id}#{number}"
-                    rows.setdefault(text, ConceptRow(name, concept.id, text))
-                    weights.setdefault(list(rows).index(text), concept.weight)  # a shared text is one row
-            used[policy] = tuple(weights.items())
+            mine: dict[_Source, UsedRow] = {}
+            for use in resolve(policy.concepts):
+                concept = use.concept
+                sources = self._sources(concept)
+                for number, source in enumerate(sources, 1):
+                    name = concept.id if len(sources) == 1 else f"{concept.id}#{number}"
+                    row = ConceptRow(name, concept.id, source.text, source.prefix, source.embedding)
+                    rows.setdefault(source, row)  # a shared text is one row
+                    index = list(rows).index(source)
+                    mine.setdefault(source, UsedRow(index, concept.weight, concept.strength, use.window))
+            used[policy] = tuple(mine.values())
         return RunConcepts(tuple(rows.values()), used, self._encode(list(rows), options))
 
     def _forget_if_changed(self) -> None:
@@ -97,23 +133,76 @@ class ConceptEncoder:
             self._encoded.clear()
             self._state = state
 
-    def _split(self, concept: Concept) -> tuple[str, ...]:
+    def _sources(self, concept: Concept) -> tuple[_Source, ...]:
+        if concept.embedding is not None:
+            return (_Source(concept.text, concept.prefix, concept.embedding),)
         if concept not in self._parts:
 
             def count(text: str) -> int:
                 return self._family.count_tokens(self._pipe, text)
 
             self._parts[concept] = split_to_window(concept, count, self._family.window(self._pipe))
-        return self._parts[concept]
+        return tuple(_Source(text) for text in self._parts[concept])
 
-    def _encode(self, texts: Sequence[str], options: TextOptions) -> Mapping[str, Tensor]:
-        for text in texts:
-            if (text, options) not in self._encoded:
-                encoded = self._family.encode(self._pipe, [text], options)
+    def _encode(self, sources: Sequence[_Source], options: TextOptions) -> Mapping[str, Tensor]:
+        for source in sources:
+            if (source, options) not in self._encoded:
+                encoded = self._encode_one(source, options)
                 if not all(bool(value.isfinite().all()) for value in encoded.values()):
                     raise ConceptError(
-                        f"the text encoder gives NaN or Inf for the concept text {text!r}; check its weights"
+                        f"the text encoder gives NaN or Inf for the concept text {source.text!r}; check its weights"
                     )
-                self._encoded[text, options] = encoded
-        parts = [self._encoded[text, options] for text in texts]
+                self._encoded[source, options] = encoded
+        parts = [self._encoded[source, options] for source in sources]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+    def _encode_one(self, source: _Source, options: TextOptions) -> Mapping[str, Tensor]:
+        """The text arguments of one row, [1, ...] each."""
+        embedding, family = source.embedding, self._family
+        if embedding is None:
+            return family.encode(self._pipe, [source.text], options)
+        if embedding.family != family.name:
+            raise ConceptError(
+                f"the embedding {embedding.path.name} is made for family '{embedding.family}', and this pipeline is of "
+                f"family '{family.name}'; use a concept that is a text, or a pipeline of that family"
+            )
+        tensors = read_embedding(embedding)
+        if embedding.kind == "hidden-states":
+            return _fitted(embedding, tensors, family.encode(self._pipe, [""], options))
+        if not isinstance(family, EncodesTokens):
+            raise ConceptError(
+                f"the embedding {embedding.path.name} holds tokens, which family '{family.name}' cannot encode; export it "
+                f"as hidden-states"
+            )
+        (vectors,) = tensors.values()
+        vectors = vectors.reshape(-1, embedding.width)
+        return family.encode_tokens(self._pipe, source.prefix, vectors, options)
+
+
+def _fitted(
+    embedding: ConceptEmbedding, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Hidden states as text arguments of the shapes that the pipeline's own texts have, [1, L, D] or [1, D].
+
+    Fewer states than the text encoder's window has are repeated, which leaves attention over them exactly as it is.
+
+    Raises:
+        ConceptError: other arguments than the pipeline's, another width, or states that do not divide the window.
+    """
+    if len(tensors) == len(like) == 1:
+        tensors = dict(zip(like, tensors.values(), strict=True))
+    if tensors.keys() != like.keys():
+        raise ConceptError(
+            f"{embedding.path.name} holds {listed(tensors)}, and a concept needs {listed(like)}: one tensor each"
+        )
+    fitted = {}
+    for name, model in like.items():
+        states = tensors[name].to(model).unsqueeze(0)
+        times, rest = divmod(model.shape[1], states.shape[1]) if states.ndim == 3 else (1, 0)
+        if states.ndim != model.ndim or states.shape[-1] != model.shape[-1] or rest:
+            raise ConceptError(
+                f"'{name}' of {embedding.path.name} is {list(states.shape[1:])}, and this pipeline takes "
+                f"{list(model.shape[1:])}; the width must be the same, and the length may be a divisor"
+            )
+        fitted[name] = states.repeat(1, times, 1) if states.ndim == 3 else states
+    return fitted

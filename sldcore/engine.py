@@ -1,6 +1,6 @@
 """The engine: applies policies to a diffusers pipeline and gives back only what may be shown.
 
-resolve → encode → denoise → review → result
+resolve → encode → review of prompts → denoise → review of pictures → result
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from numpy.typing import NDArray
 
+from sldcore.catalogue import current, using
 from sldcore.encoding import ConceptEncoder, RunConcepts
 from sldcore.errors import GuidanceError, SafetyFailure
 from sldcore.families import family_of
 from sldcore.families.base import TextOptions
+from sldcore.filters.base import PictureContext
+from sldcore.filters.chain import Chain, Findings
 from sldcore.filters.pipeline_checker import CheckerReview, reviewing
 from sldcore.guidance.base import StepHook
 from sldcore.policy import SafetyPolicy
 from sldcore.provenance import library_versions
+from sldcore.resolution import catalogue_for
 from sldcore.session import Session, as_policy
 from sldcore.tracing import Tracer
 from sldcore.types import Failure, Report, Result, Schedule, Trace, Verdict
@@ -75,7 +79,9 @@ class SafetyEngine:
     def __init__(self, pipe: Any, policy: SafetyPolicy | str, step_hooks: Sequence[StepHook] = ()) -> None:
         self.pipe = pipe
         self.policy = as_policy(policy)
+        self._catalogue = current()
         self._family = family_of(pipe)
+        self._chain = Chain()
         self._encoder = ConceptEncoder(pipe, self._family)
         self._hooks = tuple(step_hooks)
         self._call: Callable[..., Any] = getattr(pipe, "plain_call", pipe)
@@ -120,24 +126,31 @@ class SafetyEngine:
         """One pipeline call for ``samples`` with the pipeline's own ``arguments``, guided and reviewed."""
         policies = [sample.policy for sample in samples]
         self._require_guidance_scale(policies, arguments)
-        session = Session(self.pipe, self._family, self._encoder, policies, self._hooks, strict=False)
-        lora_scale = (arguments.get("cross_attention_kwargs") or {}).get("scale")
-        concepts = session.concepts(TextOptions(arguments.get("clip_skip"), lora_scale))
-        with session.active(), reviewing(self.pipe) as review:
-            output = self._call(**{**arguments, "output_type": "np", "return_dict": True})
-        pixels = np.asarray(output.images, dtype=np.float32)
-        if len(pixels) != len(samples):
-            raise SafetyFailure(
-                f"the pipeline returned {len(pixels)} pictures for {len(samples)} samples; none is shown"
-            )
-        failures = _failures(session, samples, pixels, review)
+        with using(self._catalogue), using(catalogue_for(policies)):
+            self._chain.prepare(dict.fromkeys(policies))
+            session = Session(self.pipe, self._family, self._encoder, policies, self._hooks, strict=False)
+            lora_scale = (arguments.get("cross_attention_kwargs") or {}).get("scale")
+            concepts = session.concepts(TextOptions(arguments.get("clip_skip"), lora_scale))
+            on_prompts = self._chain.prompts([sample.prompt for sample in samples], policies)
+            with session.active(), reviewing(self.pipe) as checker:
+                output = self._call(**{**arguments, "output_type": "np", "return_dict": True})
+            pixels = np.asarray(output.images, dtype=np.float32)
+            if len(pixels) != len(samples):
+                raise SafetyFailure(
+                    f"the pipeline returned {len(pixels)} pictures for {len(samples)} samples; none is shown"
+                )
+            failures = _failures(session, samples, pixels, checker)
+            pixels = np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0)
+            contexts = [PictureContext(sample.prompt, sample.seed, sample.policy) for sample in samples]
+            on_pictures = self._chain.pictures(pixels, contexts, [bool(each) for each in failures])
+        findings = [
+            _together(prompt, picture, checker.of(index)[0], failures[index], samples[index])
+            for index, (prompt, picture) in enumerate(zip(on_prompts, on_pictures, strict=True))
+        ]
         reports = tuple(
-            _report(index, sample, session, concepts, review.of(index)[0], failures[index])
-            for index, sample in enumerate(samples)
+            _report(index, sample, session, concepts, findings[index]) for index, sample in enumerate(samples)
         )
-        return Outcome(
-            np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0), reports, _trace(session, samples)
-        )
+        return Outcome(pixels, reports, _trace(session, samples))
 
     def _samples(
         self,
@@ -262,7 +275,7 @@ def wants_arrays(output_type: Any) -> bool:
 def _failures(
     session: Session, samples: Sequence[Sample], pixels: NDArray[np.float32], review: CheckerReview
 ) -> list[tuple[Failure, ...]]:
-    """Everything that went wrong, per picture; raises where the picture's policy says so."""
+    """Everything that went wrong before the filters looked, per picture."""
     found: list[list[Failure]] = [[] for _ in samples]
     run = session.run
     for index, sample in enumerate(samples):
@@ -281,19 +294,30 @@ def _failures(
         if not np.isfinite(picture).all():
             found[index].append(Failure("engine", "", "the decoded picture contains NaN or Inf"))
         found[index] += review.of(index)[1]
-    for sample, failures in zip(samples, found, strict=True):
-        if failures and sample.policy.on_error == "raise":
-            raise SafetyFailure(f"{failures[0].source}: {failures[0].error} (policy '{sample.policy.name}')")
     return [tuple(failures) for failures in found]
 
 
-def _report(
-    index: int,
-    sample: Sample,
-    session: Session,
-    concepts: RunConcepts,
-    verdicts: tuple[Verdict, ...],
+def _together(
+    on_prompt: Findings,
+    on_picture: Findings,
+    checker: tuple[Verdict, ...],
     failures: tuple[Failure, ...],
+    sample: Sample,
+) -> Findings:
+    """All that is known of one picture; raises where its policy says so."""
+    whole = Findings(
+        verdicts=[*on_prompt.verdicts, *checker, *on_picture.verdicts],
+        failures=[*failures, *on_prompt.failures, *on_picture.failures],
+        black=on_prompt.black or on_picture.black or any(verdict.flagged for verdict in checker),
+    )
+    if whole.failures and sample.policy.on_error == "raise":
+        first = whole.failures[0]
+        raise SafetyFailure(f"{first.source}: {first.error} (policy '{sample.policy.name}')")
+    return whole
+
+
+def _report(
+    index: int, sample: Sample, session: Session, concepts: RunConcepts, findings: Findings
 ) -> Report:
     report = Report(
         prompt=sample.prompt,
@@ -301,8 +325,8 @@ def _report(
         policy=sample.policy.name,
         policy_digest=sample.policy.digest,
         concepts=concepts.texts_of(sample.policy),
-        verdicts=verdicts,
-        errors=failures,
+        verdicts=tuple(findings.verdicts),
+        errors=tuple(findings.failures),
         rows=0 if session.run is None else session.run.rows_of(index),
     )
     if report.errors:
@@ -310,7 +334,9 @@ def _report(
             "picture %d is withheld: %s: %s", index, report.errors[0].source, report.errors[0].error
         )
         return replace(report, action="block")
-    return replace(report, action="black") if report.flagged else report
+    if findings.black:
+        return replace(report, action="black")
+    return replace(report, action="flag") if report.flagged else report
 
 
 def _trace(session: Session, samples: Sequence[Sample]) -> Trace:

@@ -4,6 +4,7 @@
     ├── ConfigurationError (ValueError)      found before the first denoising step
     │   ├── PolicyError                      a policy that cannot be read or does not make sense
     │   ├── ConceptError                     a concept or pack that is missing, malformed or too long
+    │   ├── PluginError                      a plugin or contribution that is missing, broken, disabled or ambiguous
     │   ├── GuidanceError                    guidance that cannot act: no classifier-free guidance, impossible window
     │   ├── UnsupportedPipelineError         no family knows this pipeline class
     │   └── ModelError                       weights that cannot be had or are refused (pickle)
@@ -33,6 +34,10 @@ class PolicyError(ConfigurationError):
 
 class ConceptError(ConfigurationError):
     """A concept or concept pack that is missing, malformed or too long for the text encoder."""
+
+
+class PluginError(ConfigurationError):
+    """A plugin, or something that a policy names, that is missing, broken, disabled or ambiguous."""
 
 
 class GuidanceError(ConfigurationError):

@@ -11,9 +11,12 @@ import json
 import os
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Final, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import ValidationError, model_validator
+from packaging.requirements import InvalidRequirement
+from packaging.requirements import Requirement as PackageRequirement
+from pydantic import AfterValidator, ValidationError, model_validator
 
 from sldcore.documents import (
     Strict,
@@ -24,18 +27,32 @@ from sldcore.documents import (
     write_text_atomically,
 )
 from sldcore.errors import PolicyError, listed, nearest
-from sldcore.policy_parts import ConceptUse, GuidanceSpec, Options, SLDOptions, Window
+from sldcore.policy_parts import ConceptUse, FilterUse, GuidanceSpec, Options, SLDOptions, Use, Window
 
 __all__ = [
     "PRESETS",
     "ConceptUse",
+    "FilterUse",
     "GuidanceSpec",
     "Options",
     "Preset",
     "SLDOptions",
     "SafetyPolicy",
+    "Use",
     "Window",
 ]
+
+
+def _requirement(text: str) -> str:
+    try:
+        return str(PackageRequirement(text))
+    except InvalidRequirement as invalid:
+        raise ValueError(
+            f"{text!r} is not a requirement such as 'sld-guidance-sega>=1.0': {invalid}"
+        ) from None
+
+
+Requirement = Annotated[str, AfterValidator(_requirement)]
 
 
 class Preset(StrEnum):
@@ -52,6 +69,10 @@ class Preset(StrEnum):
 class SafetyPolicy(Strict):
     """What safety means for a generation.
 
+    ``filters``, ``prompt_filters`` and ``step_hooks`` run in the order given. ``requires`` are distributions with versions
+    as pip writes them (``sld-guidance-sega>=1.0,<2``); they must be installed, or nothing starts. ``plugins`` are plugin
+    files without a distribution; ``load`` reads them relative to the policy's folder, and refuses those outside it.
+
     Raises:
         pydantic.ValidationError: (a ``ValueError``) on direct construction with something that makes no sense;
             ``load``, ``parse``, ``preset`` and ``replace`` raise ``PolicyError`` instead.
@@ -61,7 +82,13 @@ class SafetyPolicy(Strict):
     description: str = ""
     guidance: GuidanceSpec | None = None
     concepts: tuple[ConceptUse, ...] = ()
+    scheduler: Use | None = None
+    step_hooks: tuple[Use, ...] = ()
+    prompt_filters: tuple[FilterUse, ...] = ()
+    filters: tuple[FilterUse, ...] = ()
     on_error: Literal["block", "raise"] = "block"
+    requires: tuple[Requirement, ...] = ()
+    plugins: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _guidance_and_concepts(self) -> Self:
@@ -82,8 +109,11 @@ class SafetyPolicy(Strict):
 
     @property
     def digest(self) -> str:
-        """sha256, hex, over everything that decides behaviour: all but ``name`` and ``description``."""
-        content = _whole(self.model_dump(mode="json", exclude={"name", "description"}))
+        """sha256, hex, over everything that decides behaviour: all but ``name``, ``description`` and where files lie."""
+        # Without defaults, so that digests stay what they are when policies gain fields.
+        content = _whole(self.model_dump(mode="json", exclude={"name", "description"}, exclude_defaults=True))
+        if self.plugins:
+            content["plugins"] = [_identity(Path(file)) for file in self.plugins]
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -108,9 +138,13 @@ class SafetyPolicy(Strict):
         """Read a policy file.
 
         Raises:
-            PolicyError: The file cannot be read, is not plain YAML, or is not a policy.
+            PolicyError: The file cannot be read, is not plain YAML, is not a policy, or names a plugin file that lies
+                outside its folder.
         """
-        return cls._checked(read_mapping(path, error=PolicyError), os.fspath(path))
+        source = os.fspath(path)
+        policy = cls._checked(read_mapping(path, error=PolicyError), source)
+        files = tuple(str(_inside(Path(path).parent, file, source)) for file in policy.plugins)
+        return policy.model_copy(update={"plugins": files}) if files else policy
 
     @classmethod
     def parse(cls, text: str, source: str = "policy") -> SafetyPolicy:
@@ -124,9 +158,23 @@ class SafetyPolicy(Strict):
     def dump(self, path: str | os.PathLike[str] | None = None) -> str:
         """The policy as YAML, complete; also written to ``path`` if given."""
         content = _whole(self.model_dump(mode="json"))
-        content["concepts"] = [_whole(_short_concept(use)) for use in self.concepts]
-        if not self.description:
-            del content["description"]
+        for name in ("concepts", "step_hooks", "prompt_filters", "filters"):
+            content[name] = [_whole(_short(use)) for use in getattr(self, name)]
+        if self.scheduler is not None:
+            content["scheduler"] = _whole(_short(self.scheduler))
+        if self.guidance is not None and not self.guidance.window.options:
+            del content["guidance"]["window"]["options"]
+        for name in (
+            "description",
+            "scheduler",
+            "step_hooks",
+            "prompt_filters",
+            "filters",
+            "requires",
+            "plugins",
+        ):
+            if not content[name]:
+                del content[name]
         text = to_yaml(content)
         if path is not None:
             write_text_atomically(path, text)
@@ -137,7 +185,10 @@ class SafetyPolicy(Strict):
         """The JSON schema of policy files."""
         schema = cls.model_json_schema()
         parts = schema["$defs"]
-        parts["ConceptUse"] = {"anyOf": [{"type": "string"}, parts["ConceptUse"]]}
+        for use in ("ConceptUse", "Use", "FilterUse"):
+            parts[use] = {"anyOf": [{"type": "string"}, parts[use]]}
+        several = parts["ConceptUse"]["anyOf"][1]["properties"]["use"]
+        several["anyOf"].insert(0, {"type": "string"})
         parts["GuidanceSpec"]["if"] = {"properties": {"method": {"const": "sld"}}}
         parts["GuidanceSpec"]["then"] = {"properties": {"options": SLDOptions.model_json_schema()}}
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
@@ -168,10 +219,32 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _short_concept(use: ConceptUse) -> str | dict[str, Any]:
-    """A concept as one writes it: a plain string where that says everything, else what is not empty."""
-    content = {key: part for key, part in use.model_dump(mode="json").items() if part not in (None, "")}
-    return use.use if use.use is not None and use.weight == 1 else content
+def _short(use: Strict) -> str | dict[str, Any]:
+    """A use as one writes it: a plain string where that says everything, else what is not its default."""
+    content = use.model_dump(mode="json", exclude_defaults=True)
+    names = content.get("use")
+    if isinstance(names, list) and len(names) == 1:
+        content["use"] = names[0]
+    return content["use"] if list(content) == ["use"] and isinstance(content["use"], str) else content
+
+
+def _identity(file: Path) -> list[str]:
+    """A plugin file's name and the sha256 of its content, empty if it cannot be read."""
+    try:
+        return [file.name, hashlib.sha256(file.read_bytes()).hexdigest()]
+    except OSError:
+        return [file.name, ""]
+
+
+def _inside(folder: Path, file: str, source: str) -> Path:
+    """``file`` in ``folder``, where it must lie."""
+    place = (folder / file).resolve()
+    if Path(file).is_absolute() or not place.is_relative_to(folder.resolve()):
+        raise PolicyError(
+            f"{source}: plugins: '{file}' lies outside the policy's folder; put the file beside the policy, or give it "
+            f"on the command line with --plugin"
+        )
+    return place
 
 
 def _preset(
@@ -181,7 +254,7 @@ def _preset(
     return SafetyPolicy(
         name=preset.value,
         guidance=GuidanceSpec(options=options.model_dump(), window=Window(start=warmup)),
-        concepts=(ConceptUse(use="inappropriate"),),
+        concepts=(ConceptUse(use=("inappropriate",)),),
     )
 
 

@@ -1,17 +1,18 @@
-"""The parts of a policy: when guidance acts, how, and against which concepts."""
+"""The parts of a policy: when guidance acts, how, against which concepts, and what else runs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
 from math import isfinite
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
     PlainSerializer,
+    StringConstraints,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -19,6 +20,10 @@ from pydantic import (
 )
 
 from sldcore.documents import Strict, describe_invalid, refuse_unknown_keys
+from sldcore.errors import listed
+
+RANGE_UNITS: Final = ("steps", "fraction", "noise")
+"""Units of a window that has a start and a stop."""
 
 Scalar = float | int | str | bool
 
@@ -33,17 +38,62 @@ def _number(value: object) -> object:
 Number = Annotated[float, BeforeValidator(_number)]
 
 
+class Options(Mapping[str, Scalar]):
+    """Options of a contribution: a mapping that cannot be changed and can be hashed."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Mapping[str, Scalar]) -> None:
+        self._items = dict(items)
+
+    def __getitem__(self, key: str) -> Scalar:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
+def _scalars_only(options: object) -> object:
+    if isinstance(options, Mapping):
+        for key, value in options.items():
+            if not isinstance(value, float | int | str) or (isinstance(value, float) and not isfinite(value)):
+                raise ValueError(
+                    f"option '{key}' must be a finite number, a text, true or false, got {value!r:.80}"
+                )
+    return options
+
+
+GivenOptions = Annotated[
+    Mapping[str, Scalar],
+    BeforeValidator(_scalars_only),
+    AfterValidator(Options),
+    PlainSerializer(dict, return_type=dict[str, Scalar]),
+]
+"""Options as a policy gives them; the contribution's own model checks them when the policy is resolved."""
+
+
 class Window(Strict):
     """When guidance acts.
 
     ``steps``: denoiser calls with start <= index < stop. ``fraction``: start <= index / total < stop, both in 0..1.
     ``noise``: noise levels sqrt(1 - alpha_bar) (or flow's sigma) with stop < level <= start; they fall from 1 to 0
-    during a run, so ``start`` is the higher one, 1 by default. ``stop=None`` means until the end.
+    during a run, so ``start`` is the higher one, 1 by default. ``stop=None`` means until the end. Any other unit is the
+    name of a window that a plugin contributes, and takes ``options`` in place of start and stop.
     """
 
-    unit: Literal["steps", "fraction", "noise"] = "steps"
+    unit: str = Field(default="steps", min_length=1)
     start: Number = 0.0
     stop: Number | None = None
+    options: GivenOptions = Field(default_factory=lambda: Options({}), validate_default=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -54,6 +104,14 @@ class Window(Strict):
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
+        if self.unit not in RANGE_UNITS:
+            if self.start != 0 or self.stop is not None:
+                raise ValueError(
+                    f"start and stop belong to the units {listed(RANGE_UNITS)}; give window '{self.unit}' its options"
+                )
+            return self
+        if self.options:
+            raise ValueError(f"unit '{self.unit}' has start and stop, and no options")
         ends = [("start", self.start)] + ([("stop", self.stop)] if self.stop is not None else [])
         for name, value in ends:
             if self.unit == "steps" and (value < 0 or value != int(value)):
@@ -78,54 +136,23 @@ class SLDOptions(Strict):
     momentum_beta: Number = Field(default=0.4, ge=0, lt=1)
 
 
-class Options(Mapping[str, Scalar]):
-    """Options of a guidance method: a mapping that cannot be changed and can be hashed."""
+NAME: Final = r"^[a-z0-9][a-z0-9_+-]*$"
+PackUse = Annotated[str, StringConstraints(pattern=r"^!?[a-z0-9][a-z0-9_-]*(/(\*|[a-z0-9][a-z0-9_-]*))?$")]
 
-    __slots__ = ("_items",)
 
-    def __init__(self, items: Mapping[str, Scalar]) -> None:
-        self._items = dict(items)
-
-    def __getitem__(self, key: str) -> Scalar:
-        return self._items[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._items.items()))
-
-    def __repr__(self) -> str:
-        return repr(self._items)
+def _one_or_more(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
 
 
 class GuidanceSpec(Strict):
     """Which guidance method runs, with which options, and when.
 
-    Options of ``sld`` are checked at once and stored complete; those of other methods when the method is resolved.
+    Options of ``sld`` are checked at once and stored complete; those of other methods when the policy is resolved.
     """
 
     method: str = Field(default="sld", min_length=1)
-    options: Annotated[
-        Mapping[str, Scalar], AfterValidator(Options), PlainSerializer(dict, return_type=dict[str, Scalar])
-    ] = Field(default_factory=lambda: Options({}), validate_default=True)
+    options: GivenOptions = Field(default_factory=lambda: Options({}), validate_default=True)
     window: Window = Window()
-
-    @field_validator("options", mode="before")
-    @classmethod
-    def _scalars_only(cls, options: Any) -> Any:
-        if isinstance(options, Mapping):
-            for key, value in options.items():
-                if not isinstance(value, float | int | str) or (
-                    isinstance(value, float) and not isfinite(value)
-                ):
-                    raise ValueError(
-                        f"option '{key}' must be a finite number, a text, true or false, got {value!r:.80}"
-                    )
-        return options
 
     @field_validator("options")
     @classmethod
@@ -140,17 +167,22 @@ class GuidanceSpec(Strict):
 
 
 class ConceptUse(Strict):
-    """One concept of a policy: ``use`` names one of a pack, ``text`` is one's own; exactly one of them.
+    """Concepts of a policy: ``use`` names some of packs, ``text`` is one's own; exactly one of them.
 
-    ``use`` is ``pack`` (the pack's whole text), ``pack/concept``, or ``pack/*`` (each concept of the pack). A plain
+    ``use`` is ``pack`` (the pack's whole text), ``pack/concept``, or ``pack/*`` (each concept of the pack); or a list of
+    these, which share what else is said here. ``!pack/concept`` takes a concept out again, whatever uses it. A plain
     string stands for ``use``. ``prefix`` is put in front of ``text``, and again in front of each part if the text is
-    longer than the text encoder's window. ``weight`` scales the safety term, on top of the pack's own weight.
+    longer than the text encoder's window. ``weight`` scales the safety term and ``strength`` the method's own scale, both
+    on top of the pack's; ``window`` says when these concepts act, inside the window of the guidance (what a method makes of
+    the steps before it opens, such as momentum, is the method's).
     """
 
-    use: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_-]*(/(\*|[a-z0-9][a-z0-9_-]*))?$")
+    use: Annotated[tuple[PackUse, ...], BeforeValidator(_one_or_more)] | None = None
     text: str | None = None
     prefix: str = ""
     weight: Number = Field(default=1.0, ge=0)
+    strength: Number = Field(default=1.0, gt=0)
+    window: Window | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -165,9 +197,32 @@ class ConceptUse(Strict):
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if (self.use is None) == (self.text is None):
-            raise ValueError("give exactly one of 'use' (a concept of a pack) and 'text' (your own)")
+            raise ValueError("give exactly one of 'use' (concepts of packs) and 'text' (your own)")
         if self.text == "":
             raise ValueError("'text' is empty; describe what to guide away from")
         if self.use is not None and self.prefix:
             raise ValueError("'prefix' belongs to 'text'; a pack brings its own prefix")
+        if self.use and all(name.startswith("!") for name in self.use):
+            if (self.weight, self.strength, self.window) != (1.0, 1.0, None):
+                raise ValueError(
+                    "what is taken out with '!' has no weight, strength or window; write it by itself"
+                )
         return self
+
+
+class Use(Strict):
+    """Something that a policy names, with its options. A plain string stands for ``use``."""
+
+    use: str = Field(pattern=NAME)
+    options: GivenOptions = Field(default_factory=lambda: Options({}), validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_string(cls, data: Any) -> Any:
+        return {"use": data} if isinstance(data, str) else data
+
+
+class FilterUse(Use):
+    """A filter of a policy, and what happens to what it flags: ``black`` withholds it, ``flag`` only says so."""
+
+    on_flag: Literal["black", "flag"] = "black"

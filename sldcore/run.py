@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sldcore.denoiser import DenoiserCall, Forward
-from sldcore.encoding import RunConcepts
+from sldcore.encoding import RunConcepts, UsedRow
 from sldcore.errors import ConfigurationError, GuidanceError, SafetyFailure
 from sldcore.guidance.base import Guidance, GuidanceRun, GuidedSample, StepHook
-from sldcore.guidance.methods import method_named
-from sldcore.policy import SafetyPolicy
+from sldcore.guidance.windows import acting_steps
+from sldcore.policy import GuidanceSpec, SafetyPolicy, Use
+from sldcore.resolution import Resolved
 from sldcore.tracing import Tracer
 from sldcore.types import Failure, Guided, Predictions, Row, Schedule, Step, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class HookLane:
+    """A step hook of a run and the samples that it may edit; ``index`` is None if these are all of the batch."""
+
+    hook: StepHook
+    samples: tuple[int, ...]
+    index: Tensor | None
 
 
 @dataclass(slots=True)
@@ -40,21 +51,24 @@ class GuidedRun:
         self,
         schedule: Schedule,
         policies: Sequence[SafetyPolicy],
+        resolved: Mapping[SafetyPolicy, Resolved],
         concepts: RunConcepts,
         step_hooks: Sequence[StepHook],
         strict: bool,
+        device: torch.device,
     ) -> None:
         self.schedule = schedule
         self.failures: dict[int, list[Failure]] = defaultdict(list)
         self.calls = 0
         self._policies = tuple(policies)
+        self._resolved = resolved
         self._concepts = concepts
-        self._hooks = tuple(step_hooks)
         self._strict = strict
         self._tracer = Tracer([row.id for row in concepts.rows], len(policies), schedule)
         self._concept_rows = [0] * len(policies)
         self._inputs: dict[tuple[Row, ...], tuple[Tensor | slice, dict[str, Tensor]]] = {}
         self._spoilt: list[tuple[StepHook, int, Tensor]] = []  # [B] each, on the device until the run is over
+        self._hooks = self._start_hooks(step_hooks, device)
         self._lanes = self._start_lanes()
 
     @property
@@ -88,7 +102,7 @@ class GuidedRun:
         if not rows and not self._hooks:
             return output
         uncond, cond, concepts = call.split(output)
-        predictions = self._before(step, Predictions(uncond, cond, concepts, rows))
+        predictions = self._before(step, Predictions(uncond, cond, concepts, rows, call.conditional_latents))
         guided, position = predictions.cond, 0
         for lane, lane_rows in lanes:
             own = predictions.concepts[position : position + len(lane_rows)]
@@ -120,16 +134,36 @@ class GuidedRun:
             found.setdefault(sample, failure)
         return found
 
+    def _start_hooks(self, everywhere: Sequence[StepHook], device: torch.device) -> tuple[HookLane, ...]:
+        """The caller's hooks for all samples, then those that policies name, each for the samples of these policies."""
+        whole = tuple(range(len(self._policies)))
+        lanes = [HookLane(hook, whole, None) for hook in everywhere]
+        wanted: dict[Use, tuple[Callable[[], StepHook], list[int]]] = {}
+        for sample, policy in enumerate(self._policies):
+            for use, make in self._resolved[policy].step_hooks:
+                wanted.setdefault(use, (make, []))[1].append(sample)
+        for use, (make, samples) in wanted.items():
+            index = None if len(samples) == len(whole) else torch.tensor(samples, device=device)
+            try:
+                lanes.append(HookLane(make(), tuple(samples), index))
+            except ConfigurationError:
+                raise
+            except Exception as error:
+                self._fail(samples, use.use, "", error, None)
+        return tuple(lanes)
+
     def _start_lanes(self) -> list[Lane]:
         samples: dict[str, list[GuidedSample]] = defaultdict(list)
+        methods: dict[str, Guidance] = {}
         for index, policy in enumerate(self._policies):
-            if policy.guidance is not None:
-                used = self._concepts.used[policy]
-                rows, weights = tuple(row for row, _ in used), tuple(weight for _, weight in used)
-                samples[policy.guidance.method].append(GuidedSample(index, policy.guidance, rows, weights))
+            resolved = self._resolved[policy]
+            if resolved.method is not None and resolved.spec is not None:
+                name = resolved.spec.method
+                samples[name].append(self._guided_sample(index, policy, resolved.spec))
+                methods.setdefault(name, resolved.method)
         lanes = []
         for name, members in samples.items():
-            method, indices = method_named(name), tuple(member.index for member in members)
+            method, indices = methods[name], tuple(member.index for member in members)
             try:
                 lanes.append(Lane(method, method.start(members, self.schedule), indices))
             except ConfigurationError:
@@ -137,6 +171,36 @@ class GuidedRun:
             except Exception as error:
                 self._fail(indices, method.name, method.version, error, None)
         return lanes
+
+    def _guided_sample(self, index: int, policy: SafetyPolicy, spec: GuidanceSpec) -> GuidedSample:
+        used = self._concepts.used[policy]
+        acting = acting_steps(spec.window, self.schedule)
+        return GuidedSample(
+            index=index,
+            spec=spec,
+            concepts=tuple(each.row for each in used),
+            weights=tuple(each.weight for each in used),
+            acting=acting,
+            strengths=tuple(each.strength for each in used),
+            concept_acting=tuple(self._acting_within(acting, each) for each in used),
+        )
+
+    def _acting_within(self, acting: tuple[float, ...], used: UsedRow) -> tuple[float, ...]:
+        """How strongly one concept acts at each step by its own window.
+
+        Raises:
+            GuidanceError: never while the guidance does.
+        """
+        if used.window is None:
+            return (1.0,) * len(acting)
+        own = acting_steps(used.window, self.schedule)
+        if not any(one and other for one, other in zip(acting, own, strict=True)):
+            concept = self._concepts.rows[used.row].concept
+            raise GuidanceError(
+                f"the window of concept '{concept}' and that of the guidance are never open together, so the concept would "
+                f"never act; widen one of them"
+            )
+        return own
 
     def _next_step(self) -> Step:
         if self.finished:
@@ -178,28 +242,30 @@ class GuidedRun:
         return guided.cond
 
     def _before(self, step: Step, predictions: Predictions) -> Predictions:
-        for hook in self._hooks:
+        for lane in self._hooks:
             try:
-                edited = hook.before_guidance(step, predictions)
-                if edited is not None:
+                edited = lane.hook.before_guidance(step, predictions)
+                if edited is not None and edited is not predictions:
                     _check_predictions(edited, predictions)
-                    self._watch(hook, step, predictions.uncond, edited.uncond)
-                    self._watch(hook, step, predictions.cond, edited.cond)
+                    edited = _own_rows(lane, predictions, edited)
+                    self._watch(lane.hook, step, predictions.uncond, edited.uncond)
+                    self._watch(lane.hook, step, predictions.cond, edited.cond)
                     predictions = edited
             except Exception as error:
-                self._fail_hook(hook, error, step)
+                self._fail_hook(lane, error, step)
         return predictions
 
     def _after(self, step: Step, predictions: Predictions, guided: Tensor) -> Tensor:
-        for hook in self._hooks:
+        for lane in self._hooks:
             try:
-                edited = hook.after_guidance(step, predictions, guided)
-                if edited is not None:
+                edited = lane.hook.after_guidance(step, predictions, guided)
+                if edited is not None and edited is not guided:
                     _check_like(edited, guided, "the guided prediction")
-                    self._watch(hook, step, guided, edited)
+                    edited = _own(lane, guided, edited)
+                    self._watch(lane.hook, step, guided, edited)
                     guided = edited
             except Exception as error:
-                self._fail_hook(hook, error, step)
+                self._fail_hook(lane, error, step)
         return guided
 
     def _watch(self, hook: StepHook, step: Step, given: Tensor, returned: Tensor) -> None:
@@ -208,9 +274,9 @@ class GuidedRun:
             spoilt = given.isfinite().flatten(1).all(1) & ~returned.isfinite().flatten(1).all(1)
             self._spoilt.append((hook, step.index, spoilt))
 
-    def _fail_hook(self, hook: StepHook, error: Exception, step: Step) -> None:
-        self._hooks = tuple(other for other in self._hooks if other is not hook)
-        self._fail(range(len(self._policies)), hook.name, hook.version, error, step)
+    def _fail_hook(self, lane: HookLane, error: Exception, step: Step) -> None:
+        self._hooks = tuple(other for other in self._hooks if other is not lane)
+        self._fail(lane.samples, lane.hook.name, lane.hook.version, error, step)
 
     def _fail_lane(self, lane: Lane, error: Exception, step: Step) -> None:
         lane.failed = True
@@ -225,6 +291,27 @@ class GuidedRun:
             raise SafetyFailure(f"{source} {version} failed at step {at}: {failure.error}") from error
         for sample in samples:
             self.failures[sample].append(failure)
+
+
+def _own(lane: HookLane, given: Tensor, edited: Tensor) -> Tensor:
+    """``edited`` for the samples of the hook's own policies, ``given`` for the others, [B, C, H, W]."""
+    if lane.index is None or edited is given:
+        return edited
+    return given.index_copy(0, lane.index, edited.index_select(0, lane.index))
+
+
+def _own_rows(lane: HookLane, given: Predictions, edited: Predictions) -> Predictions:
+    """As :func:`_own`, for predictions; concept rows belong to the sample that they were evaluated for."""
+    if lane.index is None:
+        return edited
+    uncond, cond = _own(lane, given.uncond, edited.uncond), _own(lane, given.cond, edited.cond)
+    mine = [row.sample in lane.samples for row in given.rows]
+    concepts = given.concepts
+    if edited.concepts is not concepts and any(mine):
+        concepts = torch.stack(
+            [(edited if own else given).concepts[position] for position, own in enumerate(mine)]
+        )
+    return replace(edited, uncond=uncond, cond=cond, concepts=concepts)
 
 
 def _check_like(value: Any, model: Tensor, what: str) -> None:
@@ -257,5 +344,5 @@ def _check_guided(guided: Guided, predictions: Predictions) -> None:
 def _check_predictions(edited: Predictions, predictions: Predictions) -> None:
     for name in ("uncond", "cond", "concepts"):
         _check_like(getattr(edited, name), getattr(predictions, name), name)
-    if edited.rows != predictions.rows:
-        raise TypeError("a step hook cannot change which rows were evaluated")
+    if edited.rows != predictions.rows or edited.latents is not predictions.latents:
+        raise TypeError("a step hook cannot change which rows were evaluated, nor the latents")

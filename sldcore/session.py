@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from sldcore.catalogue import using
 from sldcore.denoiser import DenoiserCall, Forward, forward_signature, install, installing, remove
 from sldcore.encoding import ConceptEncoder, RunConcepts
 from sldcore.errors import GuidanceError, SafetyFailure
@@ -14,6 +15,7 @@ from sldcore.families import family_of
 from sldcore.families.base import Family, TextOptions
 from sldcore.guidance.base import StepHook
 from sldcore.policy import SafetyPolicy
+from sldcore.resolution import catalogue_for, resolve_policy, scheduler_of
 from sldcore.run import GuidedRun
 from sldcore.types import Trace
 
@@ -40,6 +42,10 @@ class Session:
         self._family = family
         self._encoder = encoder
         self._policies = tuple(policies)
+        self._catalogue = catalogue_for(self._policies)
+        with using(self._catalogue):
+            self._resolved = {policy: resolve_policy(policy) for policy in dict.fromkeys(self._policies)}
+            self._scheduler = scheduler_of(self._policies, pipe.scheduler.config)
         self._hooks = tuple(step_hooks)
         self._strict = strict
         self._concepts: dict[TextOptions, RunConcepts] = {}
@@ -69,7 +75,8 @@ class Session:
     def concepts(self, options: TextOptions) -> RunConcepts:
         """The concepts of the session's policies, encoded as a call with these options encodes its prompts."""
         if options not in self._concepts:
-            self._concepts[options] = self._encoder.prepare(self._policies, options)
+            with using(self._catalogue):
+                self._concepts[options] = self._encoder.prepare(self._policies, options)
         return self._concepts[options]
 
     @contextmanager
@@ -105,13 +112,18 @@ class Session:
                     registry = install(module, intercept)
             self._require_use()
 
+        own = self._pipe.scheduler
         try:
             self._live = True
+            if self._scheduler is not None:
+                self._pipe.scheduler = self._scheduler
             self._pipe.maybe_free_model_hooks = free_hooks_around_ours
             yield self
         finally:
             self._live = False
             vars(self._pipe).pop("maybe_free_model_hooks", None)
+            if self._scheduler is not None:
+                self._pipe.scheduler = own
             remove(registry)
 
     def _require_use(self) -> None:
@@ -142,7 +154,7 @@ class Session:
 
     def _refuse_to_do_nothing(self) -> None:
         guiding = [policy.name for policy in self._policies if policy.guides]
-        if guiding or self._hooks:
+        if guiding or self._hooks or any(policy.step_hooks for policy in self._policies):
             raise GuidanceError(
                 f"policy '{guiding[0] if guiding else 'off'}' cannot act: the pipeline was called without classifier-free "
                 f"guidance, so there is no unconditional prediction. Use guidance_scale > 1, or the policy 'off' "
@@ -154,13 +166,16 @@ class Session:
         timesteps = self._pipe.scheduler.timesteps
         if self._run is None or timesteps is not self._timesteps:
             self._timesteps = timesteps
-            self._run = GuidedRun(
-                self._family.schedule(self._pipe),
-                self._per_sample(call.batch),
-                self.concepts(self._family.text_options(self._pipe)),
-                self._hooks,
-                self._strict,
-            )
+            with using(self._catalogue):
+                self._run = GuidedRun(
+                    self._family.schedule(self._pipe),
+                    self._per_sample(call.batch),
+                    self._resolved,
+                    self.concepts(self._family.text_options(self._pipe)),
+                    self._hooks,
+                    self._strict,
+                    call.latents.device,
+                )
         return self._run
 
     def _per_sample(self, batch: int) -> Policies:

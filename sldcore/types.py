@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
@@ -19,11 +21,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class ConceptEmbedding:
+    """A concept as tensors in a safetensors file, in place of its text; ``digest`` is the sha256 of the file.
+
+    ``kind``: ``hidden-states`` (the text arguments of ``family``'s denoiser) or ``tokens`` (vectors in place of words,
+    as textual inversion learns them). ``width`` is the length of one vector. Equal where the contents are.
+    """
+
+    path: Path = field(compare=False)
+    digest: str
+    kind: Literal["hidden-states", "tokens"]
+    family: str
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class Concept:
     """One safety concept: text that guidance steers away from, as one or more rows of the denoiser.
 
     ``id`` is ``pack/name`` for concepts of a pack. ``terms`` are the parts at which ``text`` may be split when it is
-    longer than the text encoder's window; each part then gets ``prefix`` in front. ``weight`` scales the safety term.
+    longer than the text encoder's window; each part then gets ``prefix`` in front. ``weight`` scales the safety term,
+    ``strength`` the guidance method's own scale. With an ``embedding``, ``text`` only says what that stands for.
     """
 
     id: str
@@ -32,6 +50,8 @@ class Concept:
     terms: tuple[str, ...] = ()
     weight: float = 1.0
     description: str = ""
+    strength: float = 1.0
+    embedding: ConceptEmbedding | None = None
 
 
 class Row(NamedTuple):
@@ -53,6 +73,9 @@ class Schedule:
     timesteps: tuple[float, ...]
     noise_levels: tuple[float, ...]
     epsilon_factors: tuple[float, ...]
+    guidance_scale: float | None = None
+    """Scale of the pipeline's own classifier-free guidance, by which it multiplies what methods hand back; None if it does
+    not tell."""
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -84,13 +107,15 @@ class Step:
 class Predictions:
     """What the denoiser predicted at one step, in its own parametrisation.
 
-    ``uncond`` and ``cond``: [B, C, H, W]. ``concepts``: [R, C, H, W], one per entry of ``rows``.
+    ``uncond`` and ``cond``: [B, C, H, W]. ``concepts``: [R, C, H, W], one per entry of ``rows``. ``latents``: what the
+    denoiser was given for ``cond``, [B, C', H, W] with C' >= C (inpainting adds channels); not to be edited.
     """
 
     uncond: Tensor
     cond: Tensor
     concepts: Tensor
     rows: tuple[Row, ...]
+    latents: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +158,8 @@ class Failure:
 class Report:
     """What happened to one picture.
 
-    ``action`` is ``none`` (shown as generated), ``black`` (the pipeline's safety checker flagged it) or ``block``
-    (withheld because safety failed; ``errors`` says why). ``concepts`` maps concept ids to the texts that guided it.
+    ``action`` is ``none`` (shown as generated), ``flag`` (shown, though a filter flagged it: the policy says so), ``black``
+    (a filter or the pipeline's safety checker flagged it) or ``block`` (withheld because safety failed; ``errors`` says why). ``concepts`` maps concept ids to the texts that guided it.
     """
 
     prompt: str

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from sldcore.documents import (
     DEPTH_LIMIT,
     SIZE_LIMIT,
+    Problem,
+    Strict,
+    find_problems,
     parse_mapping,
     read_mapping,
     to_yaml,
@@ -149,3 +152,48 @@ def test_a_written_file_has_the_permissions_of_a_new_one(tmp_path: Path) -> None
     write_text_atomically(tmp_path / "atomic", "")
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "atomic")}
     assert len(modes) == 1
+
+
+class Leaf(Strict):
+    size: int
+
+
+class Tree(Strict):
+    name: str
+    leaves: tuple[Leaf, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("name: oak\nleaves:\n  - size: 1\n", []),
+        ("leaves:\n  - size: 1\n  - size: x\n", [(1, "name"), (3, "leaves.1.size")]),
+        ("name: oak\nleaves: [{size: 1}, {sze: 1}]\n", [(2, "leaves.1.size"), (2, "leaves.1.sze")]),
+        ("name: oak\nleafs: []\nleaves:\n- {}\nroot: 1\n", [(2, "leafs"), (4, "leaves.0.size"), (5, "root")]),
+        ("name: oak\nleaves: {a: 1}\n", [(2, "leaves")]),
+        ("name: oak\nname: elm\n", [(2, "")]),
+        ("name: oak\nleaves: [1\n", [(3, "")]),
+        ("- oak\n", [(1, "")]),
+        ('name: [\n"\\ud800"]\n', [(2, "")]),
+    ],
+)
+def test_every_problem_of_a_document_has_its_line_and_field(text: str, places: list[tuple[int, str]]) -> None:
+    assert [(problem.line, problem.field) for problem in find_problems(text, Tree)] == places
+
+
+def test_a_problem_says_what_is_wrong_with_the_value() -> None:
+    (problem,) = find_problems("name: oak\nleaves: [{size: big}]\n", Tree)
+    assert problem == Problem(
+        2,
+        "leaves.0.size",
+        "Input should be a valid integer, unable to parse string as an integer, got 'big'",
+    )
+
+
+@given(st.text(max_size=60) | st.dictionaries(st.sampled_from(["name", "leaves", "x"]), plain).map(to_yaml))
+def test_any_text_has_problems_on_its_own_lines_or_none_if_it_can_be_read(text: str) -> None:
+    problems = find_problems(text, Tree)
+    lines = len(text.splitlines()) + 1
+    assert all(1 <= problem.line <= lines for problem in problems)
+    if not problems:
+        Tree.model_validate(parse_mapping(text, source="tree"))

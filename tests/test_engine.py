@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from tiny_pipelines import PROMPTS, ddim
 
 from sldcore import Result, SafetyEngine, SafetyPolicy
+from sldcore.contributions import GuidanceMethod
 from sldcore.errors import GuidanceError
-from sldcore.guidance import methods
 from sldcore.guidance.base import GuidanceRun, GuidedSample
 from sldcore.guidance.sld import SLD
-from sldcore.policy import ConceptUse, GuidanceSpec, Window
+from sldcore.policy import ConceptUse, GuidanceSpec, SLDOptions, Window
 from sldcore.types import Guided, Predictions, Row, Schedule, Step
 
 FAST: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 4.0, "output_type": "np"}
@@ -72,9 +72,9 @@ def engine(pipe: Any) -> SafetyEngine:
 
 
 def test_weak_evaluates_concept_rows_only_after_its_warm_up_and_loses_nothing(
-    pipe: Any, monkeypatch: pytest.MonkeyPatch
+    pipe: Any, contribute: Callable[..., None]
 ) -> None:
-    monkeypatch.setitem(methods.METHODS, "every-row", EveryRow())
+    contribute(GuidanceMethod(name="every-row", options=SLDOptions, create=EveryRow))
     weak = SafetyPolicy.preset("weak")
     assert weak.guidance is not None
     spec = GuidanceSpec(method="every-row", options=dict(weak.guidance.options), window=weak.guidance.window)

@@ -147,7 +147,7 @@ def test_a_dumped_policy_fits_the_json_schema(policy: SafetyPolicy) -> None:
     "content",
     [
         {"guidance": {"options": {"scael": 3}}, "concepts": ["a"]},
-        {"guidance": {"window": {"unit": "seconds"}}, "concepts": ["a"]},
+        {"guidance": {"window": {"unit": "steps", "begin": 3}}, "concepts": ["a"]},
         {"concept": ["a"]},
         {"guidance": {"options": {"momentum_beta": 1}}, "concepts": ["a"]},
     ],
@@ -160,9 +160,9 @@ def test_the_json_schema_refuses_what_the_policy_refuses(content: dict[str, Any]
 def test_the_digest_is_a_fixed_value_for_a_fixed_policy() -> None:
     # A change here breaks every digest that was ever recorded: say so in the changelog.
     content = (
-        '{"concepts":[{"prefix":"","text":null,"use":"inappropriate","weight":1}],'
-        '"guidance":{"method":"sld","options":{"momentum_beta":0.4,"momentum_scale":0.3,"scale":1000,'
-        '"threshold":0.01},"window":{"start":10,"stop":null,"unit":"steps"}},"on_error":"block"}'
+        '{"concepts":[{"use":["inappropriate"]}],'
+        '"guidance":{"options":{"momentum_beta":0.4,"momentum_scale":0.3,"scale":1000,"threshold":0.01},'
+        '"window":{"start":10}}}'
     )
     assert SafetyPolicy.preset("medium").digest == hashlib.sha256(content.encode()).hexdigest()
 
@@ -226,7 +226,11 @@ def test_a_noise_window_starts_at_pure_noise_unless_told() -> None:
             "guidance: {}\nconcepts: [a, {use: b, wieght: 2}]",
             r"concepts\.1: unknown key 'wieght'; did you mean 'weight'",
         ),
-        ("xyzzy: 1", r"unknown key 'xyzzy' \(available: concepts, description, guidance, name, on_error\)"),
+        (
+            "xyzzy: 1",
+            r"unknown key 'xyzzy' \(available: concepts, description, filters, guidance, name, on_error, "
+            r"plugins, prompt_filters, requires, scheduler, step_hooks\)",
+        ),
     ],
 )
 def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one(
@@ -247,10 +251,8 @@ def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one(
         ("{options: {scale: [7]}}", r"'scale' must be a finite number, a text, true or false, got \[7\]"),
         ("{options: {momentum_beta: 1}}", r"momentum_beta: .*less than 1, got 1"),
         ("{options: {momentum_scale: 1.1}}", r"momentum_scale: .*less than or equal to 1, got 1\.1"),
-        (
-            "{window: {unit: second}}",
-            r"guidance\.window\.unit: .*'steps', 'fraction' or 'noise', got 'second'",
-        ),
+        ("{window: {unit: ramp, start: 3}}", r"start and stop belong to the units fraction, noise, steps"),
+        ("{window: {unit: steps, options: {a: 1}}}", r"unit 'steps' has start and stop, and no options"),
         ("{window: {start: -1}}", r"start must be a whole number of steps, 0 or more, got -1"),
         ("{window: {start: 1.5}}", r"start must be a whole number of steps"),
         ("{window: {start: 5, stop: 5}}", r"stop \(5\) must be above start \(5\)"),
@@ -274,7 +276,7 @@ def test_guidance_that_makes_no_sense_is_refused_with_field_and_value(guidance: 
         ("{text: '  '}", r"'text' is empty"),
         ("{use: a, prefix: an image of}", r"'prefix' belongs to 'text'"),
         ("{use: a, weight: -1}", r"concepts\.0\.weight: .*greater than or equal to 0, got -1"),
-        ("A B", r"concepts\.0\.use: .*got 'A B'"),
+        ("A B", r"concepts\.0\.use\.0: .*got 'A B'"),
         ("a/b/c", r"concepts\.0\.use"),
         ("../a", r"concepts\.0\.use"),
         ("3", r"concepts\.0"),
@@ -357,3 +359,55 @@ def test_an_error_in_a_file_names_the_file(tmp_path: Path) -> None:
 
 def test_the_json_schema_is_json() -> None:
     assert json.loads(json.dumps(SafetyPolicy.json_schema()))["title"] == "SafetyPolicy"
+
+
+# --- what else a policy names ----------------------------------------------------------------------------------
+
+
+def test_uses_are_written_as_plain_strings_where_that_says_everything() -> None:
+    text = SafetyPolicy.parse("filters: [a, {use: b, on_flag: flag}]\nscheduler: euler").dump()
+    content = yaml.safe_load(text)
+    assert content["filters"] == ["a", {"use": "b", "on_flag": "flag"}]
+    assert content["scheduler"] == "euler"
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["filters: [a]", "prompt_filters: [a]", "step_hooks: [a]", "scheduler: a", "requires: [sld-a>=1]"],
+)
+def test_everything_that_runs_counts_for_the_digest(part: str) -> None:
+    assert SafetyPolicy.parse(part).digest != SafetyPolicy.preset("off").digest
+
+
+def test_the_order_of_filters_counts_for_the_digest() -> None:
+    one, other = SafetyPolicy.parse("filters: [a, b]"), SafetyPolicy.parse("filters: [b, a]")
+    assert one.digest != other.digest
+
+
+def test_a_requirement_that_is_none_is_refused() -> None:
+    with pytest.raises(PolicyError, match=r"requires\.0: '==1' is not a requirement such as"):
+        SafetyPolicy.parse("requires: ['==1']")
+
+
+def test_plugin_files_lie_beside_the_policy_and_count_with_their_content(tmp_path: Path) -> None:
+    file, policy = tmp_path / "mine.py", tmp_path / "policy.yaml"
+    file.write_text("SLD_API = 1")
+    policy.write_text("plugins: [mine.py]")
+    first = SafetyPolicy.load(policy)
+    assert first.plugins == (str(file.resolve()),)
+    digest = first.digest
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine.py").write_text("SLD_API = 1")
+    (elsewhere / "policy.yaml").write_text("plugins: [mine.py]")
+    assert SafetyPolicy.load(elsewhere / "policy.yaml").digest == digest
+    file.write_text("SLD_API = 2")
+    assert SafetyPolicy.load(policy).digest != digest
+
+
+@pytest.mark.parametrize("file", ["../mine.py", "/mine.py", "a/../../mine.py"])
+def test_a_plugin_file_outside_the_policys_folder_is_refused(tmp_path: Path, file: str) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(f"plugins: [{file}]")
+    with pytest.raises(PolicyError, match="lies outside the policy's folder"):
+        SafetyPolicy.load(policy)

@@ -17,16 +17,19 @@ from tiny_pipelines import PROMPTS, pipeline
 from torch import Tensor
 
 from sldcore import Result, SafetyEngine, SafetyPolicy, SLDPipeline, guard, load_pipeline
+from sldcore.contributions import GuidanceMethod
 from sldcore.errors import (
     ConceptError,
+    ConfigurationError,
     GuidanceError,
     ModelError,
+    PluginError,
     PolicyError,
     SafetyFailure,
     SessionError,
 )
-from sldcore.guidance import methods
-from sldcore.policy import ConceptUse, GuidanceSpec, Window
+from sldcore.guidance.sld import SLD
+from sldcore.policy import ConceptUse, GuidanceSpec, SLDOptions, Window
 from sldcore.types import Predictions, Step
 
 FAST: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 4.0, "output_type": "np"}
@@ -95,9 +98,9 @@ def test_an_unknown_concept_is_an_error_before_the_first_step(pipe: Any) -> None
     calls = count_denoiser_calls(pipe)
     for use in ("inapropriate", "inappropriate/violent"):
         policy = ACTING.replace(concepts=(use,))
-        with pytest.raises(ConceptError, match=r"did you mean .*available: "):
+        with pytest.raises(ConfigurationError, match=r"did you mean .*available: "):
             SafetyEngine(pipe, policy).generate(PROMPTS[0], **FAST)
-        with pytest.raises(ConceptError, match=r"did you mean .*available: "), guard(pipe, policy):
+        with pytest.raises(ConfigurationError, match=r"did you mean .*available: "), guard(pipe, policy):
             pipe(PROMPTS[0], **FAST)
     assert not calls
 
@@ -116,9 +119,9 @@ def test_an_unknown_preset_is_an_error_before_the_first_step(pipe: Any) -> None:
 def test_an_unknown_method_is_an_error_before_the_first_step(pipe: Any) -> None:
     calls = count_denoiser_calls(pipe)
     policy = ACTING.replace(guidance=GuidanceSpec(method="sld2"))
-    with pytest.raises(GuidanceError, match=r"'sld2'; did you mean 'sld'\?.*available: sld"):
+    with pytest.raises(PluginError, match=r"'sld2'; did you mean 'sld'\?.*available: sld"):
         SafetyEngine(pipe, policy).generate(PROMPTS[0], **FAST)
-    with pytest.raises(GuidanceError, match="'sld2'"), guard(pipe, policy):
+    with pytest.raises(PluginError, match="'sld2'"), guard(pipe, policy):
         pipe(PROMPTS[0], **FAST)
     assert not calls
 
@@ -278,20 +281,20 @@ def test_nan_from_a_step_hook_withholds_the_picture_and_names_the_hook(pipe: Any
 
 
 def test_an_exception_in_a_method_withholds_its_own_samples_and_the_others_go_on(
-    pipe: Any, monkeypatch: pytest.MonkeyPatch
+    pipe: Any, contribute: Callable[..., None]
 ) -> None:
     class Broken:
         name, version = "broken", "0.3"
 
         def start(self, samples: Any, schedule: Any) -> Any:
-            run = methods.METHODS["sld"].start(samples, schedule)
+            run = SLD().start(samples, schedule)
             run.combine = raise_error_at_step  # type: ignore[method-assign]
             return run
 
     def raise_error_at_step(step: Step, predictions: Predictions) -> Any:
         raise_error(step)
 
-    monkeypatch.setitem(methods.METHODS, "broken", Broken())
+    contribute(GuidanceMethod(name="broken", options=SLDOptions, create=Broken))
     assert ACTING.guidance is not None
     spec = GuidanceSpec(method="broken", options=dict(ACTING.guidance.options))
     engine = SafetyEngine(pipe, ACTING)

@@ -11,16 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sldcore.contributions import GuidanceMethod, StepHookKind
 from sldcore.denoiser import DenoiserCall, forward_signature
-from sldcore.encoding import ConceptRow, RunConcepts
-from sldcore.errors import GuidanceError, SafetyFailure
+from sldcore.encoding import ConceptRow, RunConcepts, UsedRow
+from sldcore.errors import GuidanceError, PluginError, SafetyFailure
 from sldcore.families.sd import StableDiffusion
 from sldcore.guidance.base import GuidanceRun, GuidedSample
-from sldcore.guidance.methods import METHODS
 from sldcore.guidance.sld import SLD
 from sldcore.policy import ConceptUse, GuidanceSpec, SafetyPolicy, Window
+from sldcore.resolution import resolve_policy
 from sldcore.run import GuidedRun
 from sldcore.types import Guided, Predictions, Row, Schedule, Step
+
+Contribute = Callable[..., None]
 
 STEPS = 5
 SCHEDULE = Schedule(
@@ -77,9 +80,13 @@ class Loop:
         self.texts = torch.cat([torch.zeros(batch, 5, 3), torch.randn(batch, 5, 3, generator=draw)]).to(dtype)
         concept = torch.randn(2, 5, 3, generator=draw)
         rows = (ConceptRow("own/blood", "own/blood", "blood"), ConceptRow("own/fire", "own/fire", "fire"))
-        used = {policy: ((0, 1.0),) if policy.guides else () for policy in policies}
+        used = {
+            policy: (UsedRow(0, 1.0, 1.0, policy.concepts[0].window),) if policy.guides else ()
+            for policy in policies
+        }
         concepts = RunConcepts(rows, used, {"encoder_hidden_states": concept})
-        self.run = GuidedRun(SCHEDULE, policies, concepts, hooks, strict)
+        resolved = {policy: resolve_policy(policy) for policy in policies}
+        self.run = GuidedRun(SCHEDULE, policies, resolved, concepts, hooks, strict, torch.device("cpu"))
 
     def step(self) -> tuple[Tensor, Tensor]:
         """One call: unconditional and guided prediction as the pipeline gets them."""
@@ -329,19 +336,19 @@ METHOD_FAILURES: dict[str, tuple[Method, str]] = {
 }
 
 
-def broken_batch(method: Method, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Loop:
+def broken_batch(method: Method, contribute: Contribute, **options: Any) -> Loop:
     """Samples 1 and 3 use ``method``, sample 0 uses SLD, sample 2 is off."""
-    fresh = Method(method.at, **method.broken)
-    monkeypatch.setitem(METHODS, "broken", fresh)
+    method.asked = 0
+    contribute(GuidanceMethod(name="broken", create=lambda: method))
     return Loop([guiding(), guiding("broken"), OFF, guiding("broken")], **options)
 
 
 @pytest.mark.parametrize("kind", METHOD_FAILURES)
 def test_a_method_that_misbehaves_fails_its_own_samples_and_no_other(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, contribute: Contribute
 ) -> None:
     method, message = METHOD_FAILURES[kind]
-    loop = broken_batch(method, monkeypatch)
+    loop = broken_batch(method, contribute)
     result = loop.all()
     assert sorted(loop.run.failures) == [1, 3]
     for failures in loop.run.failures.values():
@@ -354,11 +361,9 @@ def test_a_method_that_misbehaves_fails_its_own_samples_and_no_other(
 
 
 @pytest.mark.parametrize("kind", METHOD_FAILURES)
-def test_under_guard_a_method_that_misbehaves_raises_at_once(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_under_guard_a_method_that_misbehaves_raises_at_once(kind: str, contribute: Contribute) -> None:
     method, message = METHOD_FAILURES[kind]
-    loop = broken_batch(method, monkeypatch, strict=True)
+    loop = broken_batch(method, contribute, strict=True)
     loop.step()
     loop.step()
     with pytest.raises(SafetyFailure, match=r"broken 0\.9 failed at step 2") as failed:
@@ -366,34 +371,34 @@ def test_under_guard_a_method_that_misbehaves_raises_at_once(
     assert message in str(failed.value)
 
 
-def test_a_method_that_failed_is_not_asked_again_and_costs_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = broken_batch(Method(combine=failing), monkeypatch)
+def test_a_method_that_failed_is_not_asked_again_and_costs_no_rows(contribute: Contribute) -> None:
+    method = Method(combine=failing)
+    loop = broken_batch(method, contribute)
     loop.all()
-    method: Any = METHODS["broken"]
     assert method.asked == 3
     assert loop.denoiser.rows == [8 + 3] * 3 + [8 + 1] * 2
     assert [loop.run.rows_of(sample) for sample in range(4)] == [15, 13, 10, 13]
 
 
 def test_a_method_that_cannot_start_fails_its_samples_before_the_first_step(
-    monkeypatch: pytest.MonkeyPatch,
+    contribute: Contribute,
 ) -> None:
-    loop = broken_batch(Method(start=failing), monkeypatch)
+    loop = broken_batch(Method(start=failing), contribute)
     assert {sample: failures[0].step for sample, failures in loop.run.failures.items()} == {1: None, 3: None}
     loop.all()
     assert [loop.run.rows_of(sample) for sample in range(4)] == [15, 10, 10, 10]
 
 
-def test_two_methods_in_one_batch_give_what_they_give_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_methods_in_one_batch_give_what_they_give_alone(contribute: Contribute) -> None:
     """The same equations under another name, so that one lane with all samples is the expected result."""
-    result = broken_batch(Method(), monkeypatch).all()
+    result = broken_batch(Method(), contribute).all()
     together = Loop([guiding(), guiding(), OFF, guiding()]).all()
     torch.testing.assert_close(result, together, rtol=0, atol=1e-6)
     assert not torch.equal(result[:, 1], plain([OFF] * 4)[:, 1])
 
 
 def test_an_unknown_method_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(GuidanceError, match=r"'sdl'.*did you mean 'sld'.*available: sld"):
+    with pytest.raises(PluginError, match=r"'sdl'.*did you mean 'sld'.*available: sld"):
         Loop([guiding("sdl")])
 
 
@@ -465,3 +470,97 @@ def test_a_healthy_run_has_no_failures() -> None:
     loop = Loop([guiding(), OFF], [Hook()])
     loop.all()
     assert not loop.run.failures and not loop.run.nonfinite() and not loop.run.hopeless
+
+
+# --- step hooks of policies ------------------------------------------------------------------------------------
+
+
+class Edit:
+    """Adds one to what it is given, of the whole batch, and remembers how large that was."""
+
+    name, version = "edit", "1.5"
+
+    def __init__(self, fail: bool = False) -> None:
+        self.fail, self.batches = fail, list[int]()
+
+    def before_guidance(self, step: Step, predictions: Predictions) -> Predictions:
+        self.batches.append(len(predictions.cond))
+        return replace(
+            predictions,
+            uncond=predictions.uncond + 1,
+            cond=predictions.cond + 1,
+            concepts=predictions.concepts + 1,
+        )
+
+    def after_guidance(self, step: Step, predictions: Predictions, guided: Tensor) -> Tensor:
+        if self.fail:
+            raise RuntimeError("out of ideas")
+        return guided + 1
+
+
+def hooked(policy: SafetyPolicy) -> SafetyPolicy:
+    return policy.replace(step_hooks=["edit"])
+
+
+def test_a_policys_step_hook_edits_its_own_samples_only(contribute: Contribute) -> None:
+    contribute(StepHookKind(name="edit", create=lambda options: Edit()))
+    policies = [guiding(), hooked(guiding()), OFF]
+    result = Loop(policies).all()
+    without = Loop([guiding(), guiding(), OFF]).all()
+    everywhere = Loop([hooked(guiding())] * 3).all()
+    torch.testing.assert_close(result[:, [0, 2]], without[:, [0, 2]], rtol=0, atol=0)
+    torch.testing.assert_close(result[:, 1], everywhere[:, 1], rtol=0, atol=1e-6)
+    assert not torch.allclose(result[:, 1], without[:, 1])
+
+
+def test_a_policys_step_hook_that_fails_withholds_its_own_samples_only(contribute: Contribute) -> None:
+    contribute(StepHookKind(name="edit", create=lambda options: Edit(fail=True)))
+    loop = Loop([guiding(), hooked(guiding()), hooked(OFF)])
+    loop.all()
+    assert sorted(loop.run.failures) == [1, 2]
+    assert loop.run.failures[1][0].error == "RuntimeError: out of ideas"
+
+
+def test_a_step_hook_that_cannot_be_made_fails_its_samples_before_the_first_step(
+    contribute: Contribute,
+) -> None:
+    def create(options: Any) -> Any:
+        raise OSError("the folder is gone")
+
+    contribute(StepHookKind(name="edit", create=create))
+    loop = Loop([guiding(), hooked(OFF)])
+    assert sorted(loop.run.failures) == [1]
+    assert loop.run.failures[1][0].step is None
+
+
+def test_policies_with_the_same_step_hook_share_one(contribute: Contribute) -> None:
+    made: list[Edit] = []
+
+    def create(options: Any) -> Edit:
+        made.append(Edit())
+        return made[-1]
+
+    contribute(StepHookKind(name="edit", create=create))
+    Loop([hooked(guiding()), hooked(OFF), OFF]).all()
+    assert [hook.batches for hook in made] == [[3] * STEPS]
+
+
+def test_a_concept_whose_window_never_meets_that_of_the_guidance_is_an_error() -> None:
+    late = guiding(start=3).replace(concepts=[{"text": "blood", "window": {"stop": 2}}])
+    with pytest.raises(GuidanceError, match=r"'own/blood'.*never open together.*widen one"):
+        Loop([late])
+
+
+def test_a_step_hook_sees_the_latents_of_the_conditional_half(contribute: Contribute) -> None:
+    class See(Edit):
+        def before_guidance(self, step: Step, predictions: Predictions) -> None:  # type: ignore[override]
+            seen.append(predictions.latents)
+
+        def after_guidance(self, step: Step, predictions: Predictions, guided: Tensor) -> None:  # type: ignore[override]
+            assert predictions.latents is not None
+
+    seen: list[Tensor | None] = []
+    contribute(StepHookKind(name="edit", create=lambda options: See()))
+    loop = Loop([hooked(guiding())])
+    loop.step()
+    assert seen[0] is not None and torch.equal(seen[0], loop.latents[0])

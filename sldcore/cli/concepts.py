@@ -1,31 +1,57 @@
-"""``sld concepts``: which concept packs there are, and what is in them."""
+"""``sld concepts``: which concept packs there are, what is in them, and whether one's own are right."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
 
 import typer
 
-from sldcore.concepts import ConceptPack, load_pack, pack_ids
+from sldcore.catalogue import Entry, current
+from sldcore.concepts import ConceptPack, load_pack
+from sldcore.contributions import ConceptProvider
+from sldcore.documents import Problem, find_problems, read_text
+from sldcore.errors import ConceptError, ConfigurationError
 
-app = typer.Typer(no_args_is_help=True, help="List and show concept packs.")
+app = typer.Typer(no_args_is_help=True, help="List, show and validate concept packs.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A pack that is listed, or why it cannot be read."""
+
+    name: str
+    provider: str
+    pack: ConceptPack | None
+    error: str = ""
+
+
 @app.command("list")
 def list_packs(as_json: Json = False) -> None:
-    """List the concept packs that come with sldcore."""
-    packs = [load_pack(name) for name in pack_ids()]
+    """List the concept packs of sldcore and of the installed plugins (`sld --no-plugins concepts list`: without these)."""
+    packs = [_listed(entry) for entry in current().entries(ConceptProvider)]
     if as_json:
-        _print_json([_summary(pack) for pack in packs])
+        _print_json([_summary(each) for each in packs])
         return
-    _print_table(
-        ("pack", "version", "title", "concepts"),
-        [(pack.id, pack.version, pack.title, ", ".join(each.id for each in pack.concepts)) for pack in packs],
+    columns = ("pack", "version", "title", "concepts", "provided by")
+    rows = [
+        (each.name, each.pack.version, each.pack.title, _ids(each.pack), each.provider)
+        for each in packs
+        if each.pack is not None
+    ]
+    shown = len(columns) if len({each.provider for each in packs}) > 1 else len(columns) - 1
+    _print_table(columns[:shown], [row[:shown] for row in rows])
+    for each in packs:
+        if each.error:
+            typer.echo(f"warning: {each.error}", err=True)
+    typer.echo(
+        "A policy uses PACK (its whole text), PACK/CONCEPT, or PACK/* (each of its concepts), and takes out !PACK/CONCEPT."
     )
-    typer.echo("A policy uses PACK (its whole text), PACK/CONCEPT, or PACK/* (each of its concepts).")
 
 
 @app.command()
@@ -38,34 +64,80 @@ def show(
     if as_json:
         _print_json(found.model_dump(mode="json"))
         return
-    whole = found.whole()
     typer.echo(f"{found.title} ({found.id} {found.version}, {', '.join(found.languages)}, {found.licence})")
-    _print_table(
-        ("use", "text", "weight"),
-        [(each.id, each.text, f"{each.weight:g}") for each in (whole, *map(found.concept, _names(found)))],
-    )
-    for title, text in (("setting", found.setting), ("limits", found.limits)):
+    whole = found.whole()
+    rows = [(whole.id, whole.text, f"{whole.weight:g}", f"{whole.strength:g}", "")]
+    for part in found.concepts:
+        concept = found.concept(part.id)
+        given = part.embedding
+        embedding = f"{given.file} ({given.kind}, {given.family})" if given else ""
+        rows.append((concept.id, concept.text, f"{concept.weight:g}", f"{concept.strength:g}", embedding))
+    columns = ("use", "text", "weight", "strength", "embedding")
+    shown = len(columns) if any(row[-1] for row in rows) else len(columns) - 1
+    _print_table(columns[:shown], [row[:shown] for row in rows])
+    for title, text in (("culture", found.culture), ("setting", found.setting), ("limits", found.limits)):
         if text:
             typer.echo(f"{title}: {text}")
     for source in found.sources:
         typer.echo(f"source: {source}")
 
 
-def _names(pack: ConceptPack) -> list[str]:
-    return [concept.id for concept in pack.concepts]
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Pack files.")], as_json: Json = False
+) -> None:
+    """Check pack files, and say for each problem in which line and field it is; exit code 2 if there is any."""
+    problems = [(file, problem) for file in files for problem in _problems(file)]
+    if as_json:
+        _print_json([{"file": str(file), **asdict(problem)} for file, problem in problems])
+    for file, problem in problems:
+        if not as_json:
+            place = f"{file}:{problem.line}: {problem.field}" if problem.field else f"{file}:{problem.line}"
+            typer.echo(f"{place}: {problem.message}")
+    wrong = dict.fromkeys(file for file, _ in problems)
+    if wrong:
+        noun = "problem" if len(problems) == 1 else "problems"
+        raise ConceptError(f"{len(problems)} {noun} in {len(wrong)} of {len(dict.fromkeys(files))} files")
+    if not as_json:
+        for file in files:
+            typer.echo(f"{file}: valid")
 
 
-def _summary(pack: ConceptPack) -> dict[str, Any]:
+def _problems(file: Path) -> Sequence[Problem]:
+    try:
+        text = read_text(file, error=ConceptError)
+    except ConceptError as unreadable:
+        return (Problem(1, "", str(unreadable)),)
+    return find_problems(text, ConceptPack, {"folder": file.parent})
+
+
+def _listed(entry: Entry) -> _Listed:
+    provider = cast(ConceptProvider, entry.contribution)
+    try:
+        return _Listed(provider.name, str(entry.provider), load_pack(provider.name))
+    except ConfigurationError as broken:
+        return _Listed(provider.name, str(entry.provider), None, str(broken))
+
+
+def _ids(pack: ConceptPack) -> str:
+    return ", ".join(concept.id for concept in pack.concepts)
+
+
+def _summary(each: _Listed) -> dict[str, Any]:
+    if each.pack is None:
+        return {"id": each.name, "provider": each.provider, "error": each.error}
     return {
-        "id": pack.id,
-        "version": pack.version,
-        "title": pack.title,
-        "languages": list(pack.languages),
-        "concepts": _names(pack),
+        "id": each.name,
+        "provider": each.provider,
+        "version": each.pack.version,
+        "title": each.pack.title,
+        "languages": list(each.pack.languages),
+        "culture": each.pack.culture,
+        "concepts": [concept.id for concept in each.pack.concepts],
     }
 
 
-def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

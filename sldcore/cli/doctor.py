@@ -164,9 +164,9 @@ def _cached_models() -> tuple[Model, ...]:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    from sldcore.families import FAMILIES
+    from sldcore.families import supported_classes
 
-    known = {name for family in FAMILIES for name in family.pipelines}
+    known = set(supported_classes())
     try:
         repositories = sorted(scan_cache_dir().repos, key=lambda repository: repository.repo_id)
     except CacheNotFound:

@@ -15,9 +15,9 @@ from tempfile import TemporaryFile
 from typing import Any, Final
 
 from sldcore.cli.policy import find_policy
-from sldcore.concepts import resolve
 from sldcore.errors import ConfigurationError, ModelError, PolicyError, nearest
 from sldcore.policy import SafetyPolicy
+from sldcore.resolution import check_policies
 
 PLAYGROUND: Final = "playground"
 
@@ -107,19 +107,18 @@ def _check_text(text: str, what: str) -> None:
 
 
 def read_policies(asked: Sequence[str], prompts: int) -> list[SafetyPolicy]:
-    """One policy per prompt; concepts that they name are looked up, so that a missing one is an error now.
+    """One policy per prompt; all that they name is looked up, so that what is missing or broken is an error now.
 
     Raises:
         PolicyError: a policy that cannot be had, or more than one but not one per prompt.
-        ConceptError: a policy names a concept that cannot be had.
+        ConfigurationError: a policy names something that cannot be had.
     """
     if len(asked) not in (1, prompts):
         raise PolicyError(
             f"{len(asked)} policies for {prompts} prompt{'s' if prompts > 1 else ''}; give one for all, or one per prompt"
         )
     found = [find_policy(name) for name in asked]
-    for policy in found:
-        resolve(policy.concepts)
+    check_policies(found)
     return found * prompts if len(found) == 1 else found
 
 

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sldcore.concepts import resolve
+from sldcore.concepts import UsedConcept, resolve
 from sldcore.errors import PolicyError, listed, nearest
 from sldcore.policy import Preset, SafetyPolicy
+from sldcore.resolution import check_policies
 
 app = typer.Typer(no_args_is_help=True, help="Show, validate and describe safety policies.")
 
@@ -45,20 +46,22 @@ def show(
     The output is itself a policy file: `sld policy show medium > mine.yaml` is a start for your own.
     """
     found = find_policy(policy)
+    check_policies([found])
     concepts = resolve(found.concepts)
     if as_json:
         content = {
             "policy": found.model_dump(mode="json"),
             "digest": found.digest,
-            "concepts": [{"id": each.id, "text": each.text, "weight": each.weight} for each in concepts],
+            "concepts": [_described(each) for each in concepts],
         }
         _print_json(content)
         return
     typer.echo(found.dump(), nl=False)
     typer.echo(f"# digest: {found.digest}")
     for each in concepts:
-        weight = f" (weight {each.weight:g})" if each.weight != 1 else ""
-        typer.echo(f"# {each.id}{weight}: {each.text}")
+        factors = {"weight": each.concept.weight, "strength": each.concept.strength}
+        named = ", ".join(f"{name} {value:g}" for name, value in factors.items() if value != 1)
+        typer.echo(f"# {each.concept.id}{f' ({named})' if named else ''}: {each.concept.text}")
 
 
 @app.command()
@@ -66,14 +69,14 @@ def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Policy files.")],
     as_json: Json = False,
 ) -> None:
-    """Check policy files: their form, and that every concept they use can be had.
+    """Check policy files: their form, and that everything they name can be had and takes its options.
 
     Stops at the first one that is wrong, with exit code 2.
     """
     valid = []
     for file in files:
         policy = SafetyPolicy.load(file)
-        resolve(policy.concepts)
+        check_policies([policy])
         valid.append({"file": str(file), "name": policy.name, "digest": policy.digest})
     if as_json:
         _print_json(valid)
@@ -86,6 +89,18 @@ def validate(
 def schema() -> None:
     """Print the JSON schema of policy files, for editors."""
     _print_json(SafetyPolicy.json_schema())
+
+
+def _described(used: UsedConcept) -> dict[str, Any]:
+    concept = used.concept
+    window = None if used.window is None else used.window.model_dump(mode="json")
+    return {
+        "id": concept.id,
+        "text": concept.text,
+        "weight": concept.weight,
+        "strength": concept.strength,
+        "window": window,
+    }
 
 
 def _print_json(content: Any) -> None:

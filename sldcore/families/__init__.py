@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
+from sldcore.catalogue import Entry, current
+from sldcore.contributions import FamilyKind
 from sldcore.errors import UnsupportedPipelineError, listed
 from sldcore.families.base import Family
-from sldcore.families.sd import StableDiffusion
-
-FAMILIES: Final[tuple[Family, ...]] = (StableDiffusion(),)
 
 
 def family_of(pipe: Any) -> Family:
-    """The family that knows ``pipe``'s class, or the nearest of its base classes.
+    """The family that knows ``pipe``'s class, or the nearest of its base classes; the core's before those of plugins.
 
     Raises:
         UnsupportedPipelineError: there is none.
     """
-    for base in type(pipe).__mro__:
-        for family in FAMILIES:
-            if base.__name__ in family.pipelines:
-                return family
-    supported = listed(name for family in FAMILIES for name in family.pipelines)
-    raise UnsupportedPipelineError(
-        f"no family knows {type(pipe).__name__}, so nothing can guide it. Supported classes: {supported}. Another "
-        f"class that calls its denoiser with [uncond; cond] needs an object with the methods of "
-        f"sldcore.families.base.Family"
-    )
+    catalogue = current()
+    found = _of_class(type(pipe), catalogue.core_entries(FamilyKind))
+    found = found or _of_class(type(pipe), catalogue.entries(FamilyKind))
+    if found is None:
+        raise UnsupportedPipelineError(
+            f"no family knows {type(pipe).__name__}, so nothing can guide it. Supported classes: "
+            f"{listed(supported_classes())}. Another class that calls its denoiser with [uncond; cond] needs an object "
+            f"with the methods of sldcore.families.base.Family, contributed by a plugin as a FamilyKind"
+        )
+    return found.create()
+
+
+def supported_classes() -> tuple[str, ...]:
+    """Names of the pipeline classes that some family knows."""
+    return tuple(name for family in _kinds(current().entries(FamilyKind)) for name in family.pipelines)
+
+
+def _of_class(pipeline: type, entries: Sequence[Entry]) -> FamilyKind | None:
+    for base in pipeline.__mro__:
+        for kind in _kinds(entries):
+            if base.__name__ in kind.pipelines:
+                return kind
+    return None
+
+
+def _kinds(entries: Sequence[Entry]) -> list[FamilyKind]:
+    return [entry.contribution for entry in entries if isinstance(entry.contribution, FamilyKind)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from sldcore.types import Schedule
 
@@ -22,8 +22,6 @@ class Family(Protocol):
     """One kind of classic pipeline that calls its denoiser with two halves, unconditional and conditional."""
 
     name: str
-    pipelines: tuple[str, ...]
-    """Names of the pipeline classes; subclasses are found through their bases."""
     latents_argument: str
     """The denoiser's argument that holds the latents [2B, ...]."""
     text_arguments: tuple[str, ...]
@@ -65,4 +63,21 @@ class Family(Protocol):
 
     def encoder_state(self, pipe: Any) -> tuple[Any, ...]:
         """Something that changes when ``encode`` would give another result for the same text."""
+        ...
+
+
+@runtime_checkable
+class EncodesTokens(Protocol):
+    """A family that can put vectors in place of words, as concept embeddings of kind ``tokens`` need."""
+
+    def encode_tokens(
+        self, pipe: Any, prefix: str, vectors: Tensor, options: TextOptions
+    ) -> Mapping[str, Tensor]:
+        """Text arguments [1, ...] for ``prefix`` and then ``vectors`` [n, D] where n words would stand.
+
+        Pipeline and tokenizer stay as they are.
+
+        Raises:
+            ConceptError: another width than the text encoder's, or more vectors than it has room for.
+        """
         ...

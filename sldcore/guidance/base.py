@@ -27,15 +27,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GuidedSample:
-    """One sample of the batch as a method sees it: its index, its parameters, its concepts and their weights.
+    """One sample of the batch as a method sees it: its index, its parameters and its concepts.
 
-    ``concepts`` are indices into the run's concepts; ``weights`` scale their safety terms.
+    ``concepts`` are indices into the run's concepts. For each of them ``weights`` scale its safety term and ``strengths``
+    the method's own scale. ``acting`` is how strongly guidance acts at each denoiser call, 0 (not at all) to 1;
+    ``concept_acting`` the same for each concept's own window. Empty ``strengths`` and ``concept_acting`` mean 1.
     """
 
     index: int
     spec: GuidanceSpec
     concepts: tuple[int, ...]
     weights: tuple[float, ...]
+    acting: tuple[float, ...]
+    strengths: tuple[float, ...] = ()
+    concept_acting: tuple[tuple[float, ...], ...] = ()
 
 
 class GuidanceRun(Protocol):

@@ -6,7 +6,10 @@ With e_u, e_p, e_S the unconditional, prompt and concept predictions of one samp
     mu = 0 where e_p - e_S >= lambda, else s
     gamma = sum_S w_S * mu_S * (e_S - e_u) + s_m * nu    eq. 4 and 7; one concept with w = 1 in the paper
     nu'   = beta * nu + (1 - beta) * gamma               eq. 8, during warm-up too
-    e_p'  = e_p - gamma inside the window, else e_p      eq. 3, through the pipeline's own guidance
+    e_p'  = e_p - a * gamma                              eq. 3, through the pipeline's own guidance
+
+The window gives a for every step: 1 inside and 0 outside in the paper. A concept may have a window of its own, which scales
+w_S, and a strength of its own, which scales s_S.
 
 Differences are epsilon-equivalent, so that s_S and lambda mean the same for models that predict v or flow. The
 arithmetic is float32 for models of lower precision: |e| * 5000 does not fit into float16.
@@ -23,7 +26,6 @@ from torch import Tensor
 
 from sldcore import __version__
 from sldcore.guidance.base import GuidanceRun, GuidedSample
-from sldcore.guidance.windows import acting_steps
 from sldcore.types import Guided, Predictions, Row, Schedule, Step
 
 SMALLEST_FACTOR: Final = 1e-4
@@ -60,9 +62,18 @@ class SLD:
         """Begin a run.
 
         Raises:
-            GuidanceError: a sample's window opens at no step of the schedule.
+            ValueError: a sample says how guidance acts for another number of steps than the schedule's.
         """
         return SLDRun(samples, schedule)
+
+
+@dataclass(frozen=True, slots=True)
+class _Concept:
+    """One concept of a sample: its row, s_S, and w_S at each step, 0 where its row is not needed."""
+
+    row: Row
+    scale: float
+    weights: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +81,20 @@ class _Member:
     """One sample of the run, compiled to what each step needs to know."""
 
     sample: int
-    rows: tuple[Row, ...]
-    weights: tuple[float, ...]
-    scale: float
+    concepts: tuple[_Concept, ...]
     threshold: float
     momentum_scale: float
     momentum_beta: float
-    acting: tuple[bool, ...]
-    needed: tuple[bool, ...]
+    acting: tuple[float, ...]
+
+    def needed(self, index: int) -> tuple[_Concept, ...]:
+        """The concepts whose rows are needed at a step; without any, the sample and its momentum stay as they are."""
+        return tuple(concept for concept in self.concepts if concept.weights[index] != 0)
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The indices and parameters of one set of rows, on the device, reused at every step with the same rows.
+    """The indices and parameters of one step, on the device, shared by all steps that are alike.
 
     ``None`` in place of an index means "all of them, in order", which needs no copy.
     """
@@ -93,7 +105,7 @@ class _Plan:
     row_samples: Tensor | None  # the batch row behind each concept row
     row_members: Tensor | None  # the member behind each concept row; None if one row each
     applied: tuple[int, ...]
-    mask: Tensor | None  # [M, 1, 1, 1], 1 where the term is subtracted at this step; None if everywhere
+    acting: Tensor | float  # [M, 1, 1, 1], how much of the term is subtracted at this step
     scale: Tensor | float
     threshold: Tensor | float
     weight: Tensor | float
@@ -106,17 +118,23 @@ class SLDRun:
 
     def __init__(self, samples: Sequence[GuidedSample], schedule: Schedule) -> None:
         self._members = [_member(sample, schedule) for sample in samples]
+        self._needed = [
+            tuple(concept for member in self._members for concept in member.needed(index))
+            for index in range(len(schedule))
+        ]
         self._momentum: Tensor | None = None
-        self._plans: dict[tuple[object, ...], _Plan] = {}
+        self._plans: list[_Plan] = []
 
     def rows(self, step: Step) -> tuple[Row, ...]:
         """Rows of the samples that act at this step, or that build momentum for a later one."""
-        return tuple(row for member in self._members if member.needed[step.index] for row in member.rows)
+        return tuple(concept.row for concept in self._needed[step.index])
 
     def combine(self, step: Step, predictions: Predictions) -> Guided:
         """Equations 3 to 8 for all samples at once."""
-        plan = self._plan(step, predictions)
         cond = predictions.cond
+        if not self._plans:  # all at once, so that no later step waits for the device
+            self._plans = _make_plans(self._members, len(self._needed), cond)
+        plan = self._plans[step.index]
         precision = torch.promote_types(cond.dtype, torch.float32)
         e_u, e_p = predictions.uncond.to(precision), cond.to(precision)
         e_s = predictions.concepts.to(precision)
@@ -136,8 +154,8 @@ class SLDRun:
             return Guided(cond, terms, ())
         if factor != 1.0:
             gamma = gamma / factor
-        if plan.mask is not None:
-            gamma = gamma * plan.mask
+        if not (isinstance(plan.acting, float) and plan.acting == 1.0):
+            gamma = gamma * plan.acting
         if plan.samples is None:
             safe = (e_p - gamma).to(cond.dtype)
         else:
@@ -156,65 +174,86 @@ class SLDRun:
         self._momentum = nu if plan.members is None else self._momentum.index_copy(0, plan.members, nu)
         return gamma
 
-    def _plan(self, step: Step, predictions: Predictions) -> _Plan:
-        cond = predictions.cond
-        active = [index for index, member in enumerate(self._members) if member.needed[step.index]]
-        acting = tuple(self._members[index].acting[step.index] for index in active)
-        key = (tuple(active), acting, cond.device, cond.ndim)
-        if key not in self._plans:
-            self._plans[key] = _make_plan(self._members, active, acting, cond)
-        return self._plans[key]
-
 
 def _member(sample: GuidedSample, schedule: Schedule) -> _Member:
+    if len(sample.acting) != len(schedule):
+        raise ValueError(f"sample {sample.index} acts at {len(sample.acting)} of {len(schedule)} steps")
     options = sample.spec.options
     scale, momentum_scale = float(options["scale"]), float(options["momentum_scale"])
-    acting = acting_steps(sample.spec.window, schedule)
-    last = max(index for index, act in enumerate(acting) if act)
+    last = max((index for index, act in enumerate(sample.acting) if act), default=-1)
+    count, always = len(sample.concepts), (1.0,) * len(schedule)
+    strengths, windows = sample.strengths or (1.0,) * count, sample.concept_acting or (always,) * count
     builds = momentum_scale > 0
-    used = [(k, w) for k, w in zip(sample.concepts, sample.weights, strict=True) if w != 0 and scale != 0]
+
+    def weights(weight: float, window: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(
+            weight * opening if act or (builds and index < last) else 0.0
+            for index, (act, opening) in enumerate(zip(sample.acting, window, strict=True))
+        )
+
     return _Member(
         sample=sample.index,
-        rows=tuple(Row(sample.index, k) for k, _ in used),
-        weights=tuple(w for _, w in used),
-        scale=scale,
+        concepts=tuple(
+            _Concept(Row(sample.index, k), scale * strength, weights(weight, window))
+            for k, weight, strength, window in zip(
+                sample.concepts, sample.weights, strengths, windows, strict=True
+            )
+            if scale * strength != 0
+        ),
         threshold=float(options["threshold"]),
         momentum_scale=momentum_scale,
         momentum_beta=float(options["momentum_beta"]),
-        acting=acting,
-        needed=tuple(bool(used) and (act or (builds and index < last)) for index, act in enumerate(acting)),
+        acting=sample.acting,
     )
 
 
-def _make_plan(
-    members: Sequence[_Member], active: Sequence[int], acting: Sequence[bool], cond: Tensor
-) -> _Plan:
+def _make_plans(members: Sequence[_Member], steps: int, cond: Tensor) -> list[_Plan]:
+    """A plan for every step; steps that are alike share one."""
+    made: dict[tuple[object, ...], _Plan] = {}
+    plans = []
+    for step in range(steps):
+        key = tuple(
+            (
+                index,
+                member.acting[step],
+                tuple((each.row, each.weights[step]) for each in member.needed(step)),
+            )
+            for index, member in enumerate(members)
+            if member.needed(step)
+        )
+        if key not in made:
+            made[key] = _make_plan(members, step, cond)
+        plans.append(made[key])
+    return plans
+
+
+def _make_plan(members: Sequence[_Member], step: int, cond: Tensor) -> _Plan:
+    active = [index for index, member in enumerate(members) if member.needed(step)]
     chosen = [members[index] for index in active]
-    row_samples = [row.sample for member in chosen for row in member.rows]
-    row_members = [position for position, member in enumerate(chosen) for _ in member.rows]
-    per_row = [chosen[position] for position in row_members]
+    rows = [(position, each) for position, member in enumerate(chosen) for each in member.needed(step)]
+    row_members = [position for position, _ in rows]
     samples = [member.sample for member in chosen]
+    acting = [member.acting[step] for member in chosen]
 
     def column(values: Sequence[float]) -> Tensor | float:
-        if len(set(values)) == 1:
-            return values[0]
+        if len(set(values)) <= 1:
+            return values[0] if values else 1.0
         return torch.tensor(values, dtype=torch.float32, device=cond.device).view(-1, *(1,) * (cond.ndim - 1))
 
     def index(values: Sequence[int], everything: int) -> Tensor | None:
         return None if list(values) == list(range(everything)) else torch.tensor(values, device=cond.device)
 
-    mask = None if all(acting) else column([float(act) for act in acting])
     return _Plan(
         count=len(chosen),
         members=index(active, len(members)),
         samples=index(samples, cond.shape[0]),
-        row_samples=index(row_samples, cond.shape[0]),
+        row_samples=index([each.row.sample for _, each in rows], cond.shape[0]),
         row_members=index(row_members, len(chosen)),
         applied=tuple(member.sample for member, act in zip(chosen, acting, strict=True) if act),
-        mask=mask if isinstance(mask, Tensor) else None,
-        scale=column([member.scale for member in per_row]),
-        threshold=column([member.threshold for member in per_row]),
-        weight=column([weight for member in chosen for weight in member.weights]),
+        acting=column(acting),
+        scale=column([each.scale for _, each in rows]),
+        threshold=column([chosen[position].threshold for position in row_members]),
+        weight=column([each.weights[step] for _, each in rows]),
         momentum_scale=column([member.momentum_scale for member in chosen]),
         momentum_beta=column([member.momentum_beta for member in chosen]),
     )

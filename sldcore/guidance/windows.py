@@ -1,33 +1,90 @@
-"""When guidance acts: windows in steps, in fraction of the run, or in noise level.
+"""When guidance acts: windows in steps, in fraction of the run, or in noise level, and those that plugins contribute.
 
-The paper counts warm-up in steps, which makes its weak preset a silent no-op in runs of 15 steps or fewer. Here a
-window that never opens is an error.
+A window is a function from step to strength in 0..1, evaluated for all steps before the first one. The paper counts warm-up
+in steps, which makes its weak preset a silent no-op in runs of 15 steps or fewer. Here a window that never opens is an
+error.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import isfinite
+from typing import Final
+
+from sldcore.catalogue import checked_options, current
+from sldcore.contributions import WindowKind
+from sldcore.documents import Strict
 from sldcore.errors import GuidanceError
 from sldcore.policy import Window
+from sldcore.policy_parts import RANGE_UNITS
 from sldcore.types import Schedule, Step
 
+Strength = Callable[[Step], float]
 
-def acting_steps(window: Window, schedule: Schedule) -> tuple[bool, ...]:
-    """For each denoiser call of the run, whether ``window`` is open.
+
+class Span(Strict):
+    """Options of the core's windows: where they open and close, in their unit."""
+
+    start: float
+    stop: float | None
+
+
+def in_steps(span: Span) -> Strength:
+    """Open at denoiser calls with start <= index < stop."""
+    return lambda step: _rising(span, step.index)
+
+
+def in_fraction(span: Span) -> Strength:
+    """Open where start <= index / total < stop."""
+    return lambda step: _rising(span, step.fraction)
+
+
+def in_noise(span: Span) -> Strength:
+    """Open at noise levels with stop < level <= start."""
+    return lambda step: float(
+        step.noise_level <= span.start and (span.stop is None or span.stop < step.noise_level)
+    )
+
+
+def _rising(span: Span, position: float) -> float:
+    return float(span.start <= position and (span.stop is None or position < span.stop))
+
+
+CORE_WINDOWS: Final[dict[str, Callable[[Span], Strength]]] = {
+    "steps": in_steps,
+    "fraction": in_fraction,
+    "noise": in_noise,
+}
+
+
+def strength_of(window: Window) -> Strength:
+    """The function that ``window`` names, with its options checked.
 
     Raises:
-        GuidanceError: it is open at none; the message names the alternatives.
+        PluginError: there is no such window, or it does not take these options.
     """
-    acting = tuple(_is_open(window, schedule.step(index)) for index in range(len(schedule)))
+    kind = current().find(WindowKind, window.unit)
+    given = {"start": window.start, "stop": window.stop} if window.unit in RANGE_UNITS else window.options
+    return kind.create(checked_options(kind, given))
+
+
+def acting_steps(window: Window, schedule: Schedule) -> tuple[float, ...]:
+    """For each denoiser call of the run, how strongly guidance acts, 0 to 1.
+
+    Raises:
+        GuidanceError: it acts at none (the message names the alternatives), or a strength is out of range.
+        PluginError: as :func:`strength_of`.
+    """
+    strength = strength_of(window)
+    acting = tuple(float(strength(schedule.step(index))) for index in range(len(schedule)))
+    for index, value in enumerate(acting):
+        if not isfinite(value) or not 0 <= value <= 1:
+            raise GuidanceError(
+                f"window '{window.unit}' gives strength {value} at step {index}; it must be in 0..1"
+            )
     if not any(acting):
         raise GuidanceError(_never_opens(window, schedule))
     return acting
-
-
-def _is_open(window: Window, step: Step) -> bool:
-    if window.unit == "noise":
-        return step.noise_level <= window.start and (window.stop is None or window.stop < step.noise_level)
-    position = step.index if window.unit == "steps" else step.fraction
-    return window.start <= position and (window.stop is None or position < window.stop)
 
 
 def _never_opens(window: Window, schedule: Schedule) -> str:

@@ -39,6 +39,8 @@ def test_show_prints_json_with_every_concept(tmp_path: Path) -> None:
         "id": "inappropriate/hate",
         "text": "an image showing hate",
         "weight": 2.0,
+        "strength": 1.0,
+        "window": None,
     }
 
 

@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sldcore.errors import GuidanceError
 from sldcore.guidance.base import GuidedSample
 from sldcore.guidance.sld import SLD, safety_term
+from sldcore.guidance.windows import acting_steps
 from sldcore.policy import GuidanceSpec, SafetyPolicy, Window
 from sldcore.types import Guided, Predictions, Row, Schedule
 
@@ -107,10 +107,16 @@ def spec(sample: Sample) -> GuidanceSpec:
     return GuidanceSpec(options={name: getattr(sample, name) for name in names}, window=window)
 
 
-def members(samples: Sequence[Sample | None]) -> list[GuidedSample]:
+def member(
+    index: int, spec: GuidanceSpec, concepts: tuple[int, ...], weights: tuple[float, ...], schedule: Schedule
+) -> GuidedSample:
+    return GuidedSample(index, spec, concepts, weights, acting_steps(spec.window, schedule))
+
+
+def members(samples: Sequence[Sample | None], schedule: Schedule) -> list[GuidedSample]:
     """What a run is started with; sample b has concepts 0 to its number of weights."""
     return [
-        GuidedSample(b, spec(sample), tuple(range(len(sample.weights))), sample.weights)
+        member(b, spec(sample), tuple(range(len(sample.weights))), sample.weights, schedule)
         for b, sample in enumerate(samples)
         if sample is not None
     ]
@@ -118,7 +124,7 @@ def members(samples: Sequence[Sample | None]) -> list[GuidedSample]:
 
 def run(case: Case, dtype: torch.dtype = torch.float32) -> list[tuple[tuple[Row, ...], Guided | None]]:
     """The rows that the method asks for at each step, and what it makes of exactly these rows."""
-    state = SLD().start(members(case.samples), case.schedule)
+    state = SLD().start(members(case.samples, case.schedule), case.schedule)
     steps: list[tuple[tuple[Row, ...], Guided | None]] = []
     for t in range(case.steps):
         step = case.schedule.step(t)
@@ -279,7 +285,7 @@ def steps_of(count: int) -> Schedule:
 def counted(policy: SafetyPolicy, steps: int) -> int:
     assert policy.guidance is not None
     schedule = steps_of(steps)
-    state = SLD().start([GuidedSample(0, policy.guidance, (0,), (1.0,))], schedule)
+    state = SLD().start([member(0, policy.guidance, (0,), (1.0,), schedule)], schedule)
     return sum(len(state.rows(schedule.step(index))) for index in range(steps))
 
 
@@ -302,7 +308,7 @@ def test_rows_are_needed_before_the_window_only_for_momentum_and_never_after_it(
 ) -> None:
     schedule = steps_of(10)
     sample = Sample(momentum_scale=momentum_scale, start=start, stop=start + length if stops else None)
-    state = SLD().start(members([sample]), schedule)
+    state = SLD().start(members([sample], schedule), schedule)
     asked = [bool(state.rows(schedule.step(index))) for index in range(10)]
     first = 0 if momentum_scale else start
     assert asked == [first <= index < (start + length if stops else 10) for index in range(10)]
@@ -311,8 +317,8 @@ def test_rows_are_needed_before_the_window_only_for_momentum_and_never_after_it(
 def test_each_sample_asks_for_its_own_concepts_only() -> None:
     schedule = steps_of(4)
     samples = [
-        GuidedSample(1, spec(Sample(start=2)), (4, 0), (1.0, 0.5)),
-        GuidedSample(3, spec(Sample(momentum_scale=0.3, start=1, stop=3)), (2,), (1.0,)),
+        member(1, spec(Sample(start=2)), (4, 0), (1.0, 0.5), schedule),
+        member(3, spec(Sample(momentum_scale=0.3, start=1, stop=3)), (2,), (1.0,), schedule),
     ]
     state = SLD().start(samples, schedule)
     asked = [set(state.rows(schedule.step(index))) for index in range(4)]
@@ -328,9 +334,53 @@ def test_a_sample_without_strength_needs_no_rows_and_stays_bit_identical(idle: S
         assert torch.equal(result.cond[0], torch.tensor(case.cond[t, 0]).float())
 
 
-def test_a_window_that_never_opens_is_refused_at_the_start() -> None:
-    with pytest.raises(GuidanceError, match="never act"):
-        SLD().start(members([Sample(start=0), Sample(start=7)]), steps_of(7))
+def test_a_sample_that_acts_at_another_number_of_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="acts at 5 of 7 steps"):
+        SLD().start([GuidedSample(0, spec(Sample()), (0,), (1.0,), (1.0,) * 5)], steps_of(7))
+
+
+# --- strengths and windows of concepts -------------------------------------------------------------------------
+
+
+def combined(sample: GuidedSample, seed: int = 5, steps: int = 1) -> list[Guided | None]:
+    """What SLD makes of a batch of one with two concepts, at each step."""
+    case = random_case(Sample(weights=(1.0, 1.0)), seed=seed)
+    state, results = SLD().start([sample], steps_of(steps)), list[Guided | None]()
+    for t in range(steps):
+        step = steps_of(steps).step(t)
+        rows = state.rows(step)
+        results.append(state.combine(step, predictions(case, t, rows)) if rows else None)
+    return results
+
+
+def test_a_strength_scales_the_methods_scale_and_a_weight_the_term() -> None:
+    weak, strong = spec(Sample(scale=0.05, threshold=9.0)), spec(Sample(scale=0.1, threshold=9.0))
+    (twice,) = combined(GuidedSample(0, weak, (0,), (1.0,), (1.0,), strengths=(2.0,)))
+    (plain,) = combined(GuidedSample(0, strong, (0,), (1.0,), (1.0,)))
+    (weighted,) = combined(GuidedSample(0, strong, (0,), (0.5,), (1.0,)))
+    assert twice is not None and plain is not None and weighted is not None
+    torch.testing.assert_close(twice.terms, plain.terms)
+    torch.testing.assert_close(weighted.terms, 0.5 * plain.terms)
+
+
+def test_a_ramp_subtracts_that_part_of_the_term() -> None:
+    full = spec(Sample(scale=1000.0, threshold=9.0))
+    (whole,) = combined(GuidedSample(0, full, (0,), (1.0,), (1.0,)))
+    (part,) = combined(GuidedSample(0, full, (0,), (1.0,), (0.25,)))
+    assert whole is not None and part is not None
+    case = random_case(Sample(weights=(1.0, 1.0)), seed=5)
+    cond = torch.tensor(case.cond[0]).float()
+    torch.testing.assert_close(cond - part.cond, 0.25 * (cond - whole.cond), rtol=0, atol=1e-6)
+
+
+def test_a_concept_outside_its_own_window_needs_no_row() -> None:
+    acting = (1.0,) * 4
+    sample = GuidedSample(
+        0, spec(Sample()), (0, 1), (1.0, 1.0), acting, concept_acting=(acting, (0.0, 1.0, 1.0, 0.0))
+    )
+    state = SLD().start([sample], steps_of(4))
+    asked = [[row.concept for row in state.rows(steps_of(4).step(t))] for t in range(4)]
+    assert asked == [[0], [0, 1], [0, 1], [0]]
 
 
 # --- properties ------------------------------------------------------------------------------------------------
@@ -386,7 +436,7 @@ def test_a_sample_is_guided_in_a_mixed_batch_as_it_is_alone() -> None:
 
 def test_two_runs_of_one_method_object_share_no_state() -> None:
     method, case = SLD(), random_case(Sample(momentum_scale=0.5, momentum_beta=0.7))
-    one, other = (method.start(members(case.samples), case.schedule) for _ in range(2))
+    one, other = (method.start(members(case.samples, case.schedule), case.schedule) for _ in range(2))
     for t in range(case.steps):
         step = case.schedule.step(t)
         results = [state.combine(step, predictions(case, t, state.rows(step))).cond for state in (one, other)]

@@ -1,0 +1,103 @@
+"""The core's own contributions, through the same hooks as everyone's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import sldcore
+from sldcore.catalogue import Entry, Provider
+from sldcore.concepts import load_pack, pack_ids
+from sldcore.contributions import (
+    ConceptProvider,
+    Contribution,
+    FamilyKind,
+    GuidanceMethod,
+    SchedulerKind,
+    WindowKind,
+)
+from sldcore.guidance.windows import CORE_WINDOWS, Span
+from sldcore.hookspecs import hookimpl
+from sldcore.policy_parts import SLDOptions
+from sldcore.schedulers import scheduler_kinds
+
+SLD_API: Final = 1
+PROVIDER: Final = Provider("sldcore", "sldcore", sldcore.__version__)
+
+STABLE_DIFFUSION: Final = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionControlNetImg2ImgPipeline",
+    "StableDiffusionControlNetInpaintPipeline",
+)
+
+
+@hookimpl
+def sld_concepts() -> list[ConceptProvider]:
+    """The packs in ``concepts/``."""
+    return [ConceptProvider(name=name, load=partial(load_pack, name)) for name in pack_ids()]
+
+
+@hookimpl
+def sld_guidance_methods() -> list[GuidanceMethod]:
+    """Safe Latent Diffusion."""
+
+    def create() -> Any:
+        from sldcore.guidance.sld import SLD
+
+        return SLD()
+
+    description = "Safe Latent Diffusion, arXiv 2211.05105"
+    return [GuidanceMethod(name="sld", description=description, options=SLDOptions, create=create)]
+
+
+@hookimpl
+def sld_windows() -> list[WindowKind]:
+    """Windows with a start and a stop in steps, fraction of the run or noise level."""
+    return [
+        WindowKind(name=name, description=(make.__doc__ or "").splitlines()[0], options=Span, create=make)
+        for name, make in CORE_WINDOWS.items()
+    ]
+
+
+@hookimpl
+def sld_schedulers() -> list[SchedulerKind]:
+    """Diffusers' schedulers."""
+    return scheduler_kinds()
+
+
+@hookimpl
+def sld_families() -> list[FamilyKind]:
+    """Stable Diffusion 1.x and 2.x."""
+
+    def create() -> Any:
+        from sldcore.families.sd import StableDiffusion
+
+        return StableDiffusion()
+
+    return [
+        FamilyKind(
+            name="stable-diffusion",
+            description="Stable Diffusion 1.x and 2.x, ControlNet variants included",
+            pipelines=STABLE_DIFFUSION,
+            create=create,
+        )
+    ]
+
+
+HOOKS: Final[tuple[Callable[[], list[Any]], ...]] = (
+    sld_concepts,
+    sld_guidance_methods,
+    sld_windows,
+    sld_schedulers,
+    sld_families,
+)
+
+
+def entries() -> list[Entry]:
+    """Everything that the core contributes; loads neither torch nor diffusers."""
+    contributed: list[Contribution] = [each for hook in HOOKS for each in hook()]
+    return [Entry(each, PROVIDER) for each in contributed]

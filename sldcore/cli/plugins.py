@@ -1,0 +1,210 @@
+"""``sld plugins``: which plugins are installed, what is wrong with them, and what a policy needs of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from packaging.requirements import Requirement
+
+from sldcore.catalogue import Catalogue, Entry, current
+from sldcore.cli.plugins_new import new
+from sldcore.cli.policy import find_policy
+from sldcore.contributions import (
+    KINDS,
+    ConceptProvider,
+    Contribution,
+    GuidanceMethod,
+    PostFilterKind,
+    PromptFilterKind,
+    SchedulerKind,
+    StepHookKind,
+    WindowKind,
+)
+from sldcore.errors import PluginError, listed
+from sldcore.plugins import Plugins
+from sldcore.plugins.discovery import discover
+from sldcore.plugins.records import Record
+from sldcore.plugins.requirements import installed_version
+from sldcore.policy import SafetyPolicy
+from sldcore.policy_parts import RANGE_UNITS
+
+SLOW_SECONDS: Final = 1.0
+"""An import that takes longer than this is remarked on."""
+
+app = typer.Typer(no_args_is_help=True, help="List, check, pin and start plugins.")
+app.command("new")(new)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """What the contract suite says against one contribution."""
+
+    plugin: str
+    kind: str
+    name: str
+    complaints: tuple[str, ...]
+
+
+@app.command("list")
+def list_plugins(ctx: typer.Context, as_json: Json = False) -> None:
+    """List plugins: what they contribute, and why one is not used.
+
+    A plugin with a static manifest is listed without being loaded; `sld plugins check` loads all.
+    """
+    plugins = _plugins(ctx)
+    with redirect_stdout(sys.stderr):  # what plugins print while they load is no part of the list
+        records = plugins.records(load=False)
+    for name in plugins.unknown_selected:
+        typer.echo(f"note: SLD_PLUGINS names '{name}', and no such plugin is installed", err=True)
+    if as_json:
+        _print_json([record.as_json() for record in records])
+        return
+    if not records:
+        typer.echo("No plugins are installed. `sld plugins new NAME` starts one.")
+        return
+    _print_records(records)
+
+
+@app.command()
+def check(ctx: typer.Context, as_json: Json = False) -> None:
+    """Load every plugin and run the contract suite on what it contributes.
+
+    Exit code 1 if a plugin is broken, takes a name that somebody else has, or breaks the contract.
+    """
+    plugins = _plugins(ctx)
+    with redirect_stdout(sys.stderr):
+        records = plugins.records()
+        complaints = [
+            each for kind in KINDS for entry in plugins.usable(kind) if (each := _checked(entry)).complaints
+        ]
+    sound = not complaints and not any(record.bad for record in records)
+    if as_json:
+        content = {
+            "ok": sound,
+            "plugins": [record.as_json() for record in records],
+            "complaints": [asdict(each) for each in complaints],
+        }
+        _print_json(content)
+    else:
+        if records:
+            _print_records(records)
+        for each in complaints:
+            for complaint in each.complaints:
+                typer.echo(f"{each.plugin}: {each.kind} '{each.name}': {complaint}")
+        typer.echo(f"plugins checked: {len(records)}, {'all sound' if sound else 'not all sound'}")
+    if not sound:
+        raise typer.Exit(1)
+
+
+@app.command()
+def freeze(
+    policies: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[POLICY...]", help="Presets or policy files; all plugins if none."),
+    ] = None,
+) -> None:
+    """Print pip requirements: the distributions that policies need, or all that bring plugins.
+
+    `sld plugins freeze policy.yaml > requirements.txt` on one machine, `pip install -r requirements.txt` on another.
+    """
+    if policies:
+        found = [find_policy(each) for each in policies]
+        with redirect_stdout(sys.stderr):
+            lines = {line for policy in found for line in _needed(policy, current())}
+    else:
+        lines = {_pin(each.distribution, each.version) for each in discover() if each.distribution}
+    for line in sorted(lines):
+        typer.echo(line)
+
+
+def _plugins(ctx: typer.Context) -> Plugins:
+    plugins = ctx.find_object(Plugins)
+    if plugins is None:
+        raise PluginError("plugins can be looked at from the command `sld` only")
+    return plugins
+
+
+def _checked(entry: Entry) -> Complaint:
+    """Run the contract suite on one contribution; whatever it raises is a complaint."""
+    from sldcore.testing.check import check_contribution
+
+    try:
+        complaints = tuple(check_contribution(entry))
+    except Exception as problem:  # other people's code is under test
+        complaints = (f"{type(problem).__name__}: {problem}",)
+    return Complaint(entry.provider.plugin, entry.contribution.kind, entry.contribution.name, complaints)
+
+
+def _needed(policy: SafetyPolicy, catalogue: Catalogue) -> Iterator[str]:
+    """One line for each distribution that a policy needs, and a remark for each plugin file.
+
+    Raises:
+        PluginError: something that the policy names cannot be had.
+    """
+    catalogue.require(policy.requires)
+    for text in policy.requires:
+        name = Requirement(text).name
+        if (version := installed_version(name)) is not None:
+            yield _pin(name, version)
+    for file in policy.plugins:
+        yield f"# and the plugin file {Path(file).name}"
+    extended = catalogue.with_files([Path(file) for file in policy.plugins])
+    for kind, used in _named(policy):
+        provider = extended.entry(kind, used).provider
+        if provider.distribution:
+            yield _pin(provider.distribution, provider.version)
+
+
+def _named(policy: SafetyPolicy) -> Iterator[tuple[type[Contribution], str]]:
+    """Kind and name of everything that a policy names."""
+    windows = [use.window for use in policy.concepts if use.window is not None]
+    if policy.guidance is not None:
+        yield GuidanceMethod, policy.guidance.method
+        windows.append(policy.guidance.window)
+    yield from ((WindowKind, window.unit) for window in windows if window.unit not in RANGE_UNITS)
+    for concept in policy.concepts:
+        yield from ((ConceptProvider, each.removeprefix("!").partition("/")[0]) for each in concept.use or ())
+    if policy.scheduler is not None:
+        yield SchedulerKind, policy.scheduler.use
+    yield from ((StepHookKind, use.use) for use in policy.step_hooks)
+    yield from ((PromptFilterKind, use.use) for use in policy.prompt_filters)
+    yield from ((PostFilterKind, use.use) for use in policy.filters)
+
+
+def _pin(distribution: str, version: str) -> str:
+    return f"{distribution}=={version}" if version else distribution
+
+
+def _print_records(records: Sequence[Record]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("plugin", "distribution", "status", "contributes", "import", "why")
+    for record in records:
+        seconds = record.import_seconds
+        slow = seconds is not None and seconds > SLOW_SECONDS
+        why = record.error or ("slow: import what is heavy inside the factories" if slow else "")
+        cells = (
+            record.plugin,
+            f"{record.distribution} {record.version}".strip() or record.module,
+            record.status.value,
+            "\n".join(f"{kind}: {listed(names)}" for kind, names in record.contributions.items()),
+            "" if seconds is None else f"{seconds * 1000:.0f} ms",
+            why,
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    Console().print(table)
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))

@@ -1,0 +1,16 @@
+"""Plugins: found when needed, each loaded once and isolated, with a record of what became of it.
+
+discovery     what is installed, and what ``SLD_PLUGINS`` lets in
+manifest      what a plugin says of itself without being run
+loading       one plugin loaded, or the reason why not; with hooks.py, pluggy's part of it
+claims        who owns a name
+records       what is listed
+requirements  what policies pin
+source        :class:`Plugins`: all of it as a source of the catalogue
+"""
+
+from __future__ import annotations
+
+from sldcore.plugins.source import Plugins
+
+__all__ = ["Plugins"]

@@ -1,0 +1,204 @@
+"""From a policy's names to the objects that run: methods, windows, step hooks, filters, scheduler.
+
+Two halves. :func:`check_policies` finds out without loading anything heavy whether all that a policy names can be had; a command
+calls it before it loads a model. :func:`resolve_policy` makes the objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sldcore.catalogue import Catalogue, checked_options, current, using
+from sldcore.concepts import resolve
+from sldcore.contributions import (
+    Contribution,
+    GuidanceMethod,
+    PostFilterKind,
+    PromptFilterKind,
+    SchedulerKind,
+    StepHookKind,
+)
+from sldcore.errors import PluginError, PolicyError
+from sldcore.filters.base import PostFilter, PromptFilter
+from sldcore.guidance.base import Guidance, StepHook
+from sldcore.guidance.windows import strength_of
+from sldcore.policy import FilterUse, GuidanceSpec, Options, SafetyPolicy, Use
+
+K = TypeVar("K", PostFilterKind, PromptFilterKind, StepHookKind)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a policy names, made. ``spec`` has the method's options complete; ``step_hooks`` make one for each run."""
+
+    method: Guidance | None
+    spec: GuidanceSpec | None
+    step_hooks: tuple[tuple[Use, Callable[[], StepHook]], ...]
+
+
+def catalogue_for(policies: Sequence[SafetyPolicy]) -> Catalogue:
+    """The catalogue in use and the plugin files that ``policies`` name, with their requirements met.
+
+    Raises:
+        PluginError: a requirement is not met, or a plugin file cannot be used.
+    """
+    catalogue = current()
+    catalogue.require([each for policy in policies for each in policy.requires])
+    return catalogue.with_files([Path(file) for policy in policies for file in policy.plugins])
+
+
+def check_policies(policies: Sequence[SafetyPolicy]) -> None:
+    """Whether everything that ``policies`` name can be had and takes its options; loads nothing heavy.
+
+    Raises:
+        ConfigurationError: something is missing, broken or disabled, or does not take its options.
+    """
+    with using(catalogue_for(policies)):
+        for policy in policies:
+            _check(policy)
+
+
+def _check(policy: SafetyPolicy) -> None:
+    resolve(policy.concepts)
+    if policy.guidance is not None:
+        _specified(policy.guidance)
+        strength_of(policy.guidance.window)
+    for use in policy.concepts:
+        if use.window is not None:
+            strength_of(use.window)
+    if policy.scheduler is not None:
+        _chosen(SchedulerKind, policy.scheduler)
+    _in_order(StepHookKind, policy.step_hooks)
+    _in_order(PromptFilterKind, policy.prompt_filters)
+    _in_order(PostFilterKind, policy.filters)
+
+
+def resolve_policy(policy: SafetyPolicy) -> Resolved:
+    """The objects that guide a run under ``policy``.
+
+    Raises:
+        ConfigurationError: as :func:`check_policies`.
+    """
+    hooks = tuple((use, _maker(kind, use)) for use, kind in _in_order(StepHookKind, policy.step_hooks))
+    if policy.guidance is None:
+        return Resolved(None, None, hooks)
+    kind, spec = _specified(policy.guidance)
+    method = kind.create()
+    _require_protocol(kind, method, Guidance)
+    return Resolved(method, spec, hooks)
+
+
+def filters_of(policy: SafetyPolicy) -> list[tuple[FilterUse, PostFilterKind]]:
+    """The policy's filters in the order in which they run."""
+    return _in_order(PostFilterKind, policy.filters)
+
+
+def prompt_filters_of(policy: SafetyPolicy) -> list[tuple[FilterUse, PromptFilterKind]]:
+    """The policy's prompt filters in the order in which they run."""
+    return _in_order(PromptFilterKind, policy.prompt_filters)
+
+
+def make_filter(kind: PostFilterKind, use: FilterUse) -> PostFilter:
+    """The filter of one use.
+
+    Raises:
+        PluginError: an option that it does not take, or the plugin gives something else than a filter.
+    """
+    made = kind.create(checked_options(kind, use.options))
+    _require_protocol(kind, made, PostFilter)
+    return made
+
+
+def make_prompt_filter(kind: PromptFilterKind, use: FilterUse) -> PromptFilter:
+    """As :func:`make_filter`."""
+    made = kind.create(checked_options(kind, use.options))
+    _require_protocol(kind, made, PromptFilter)
+    return made
+
+
+def scheduler_of(policies: Sequence[SafetyPolicy], config: Any) -> Any:
+    """The scheduler that the policies of one call name, or None if none does.
+
+    Raises:
+        PolicyError: they name different ones; one call has one scheduler.
+        PluginError: there is no such scheduler.
+    """
+    uses = list(dict.fromkeys(policy.scheduler for policy in policies))
+    if len(uses) > 1:
+        named = ", ".join(sorted("the pipeline's own" if use is None else use.use for use in uses))
+        raise PolicyError(f"policies of one call must name the same scheduler, and these name {named}")
+    if not uses or uses[0] is None:
+        return None
+    kind, options = _chosen(SchedulerKind, uses[0])
+    return kind.create(config, options)
+
+
+def _specified(spec: GuidanceSpec) -> tuple[GuidanceMethod, GuidanceSpec]:
+    kind = current().find(GuidanceMethod, spec.method)
+    options = checked_options(kind, spec.options).model_dump()
+    return kind, spec.model_copy(update={"options": Options(options)})
+
+
+def _chosen(kind: type[SchedulerKind], use: Use) -> tuple[SchedulerKind, Any]:
+    found = current().find(kind, use.use)
+    return found, checked_options(found, use.options)
+
+
+def _maker(kind: StepHookKind, use: Use) -> Callable[[], StepHook]:
+    options = checked_options(kind, use.options)
+
+    def make() -> StepHook:
+        made = kind.create(options)
+        _require_protocol(kind, made, StepHook)
+        return made
+
+    return make
+
+
+def _require_protocol(kind: Contribution, made: object, protocol: type) -> None:
+    if not isinstance(made, protocol):
+        raise PluginError(
+            f"{kind.kind} '{kind.name}' is broken: its factory gave {type(made).__name__}, which is not a "
+            f"{protocol.__name__} (see {protocol.__module__})"
+        )
+
+
+def _in_order(kind: type[K], uses: Sequence[Any]) -> list[tuple[Any, K]]:
+    """Uses with their contributions, options checked, in the policy's order as far as ``before`` and ``after`` allow.
+
+    Raises:
+        PolicyError: the constraints contradict each other.
+        PluginError: one cannot be had, or does not take its options.
+    """
+    chosen = [(use, current().find(kind, use.use)) for use in uses]
+    for use, found in chosen:
+        checked_options(found, use.options)
+    return [chosen[index] for index in _sorted({index: found for index, (_, found) in enumerate(chosen)})]
+
+
+def _sorted(kinds: Mapping[int, K]) -> list[int]:
+    earlier: dict[int, set[int]] = {index: set() for index in kinds}
+    for index, one in kinds.items():
+        for other, two in kinds.items():
+            if two.name in one.after or one.name in two.before:
+                earlier[index].add(other)
+    sorter = TopologicalSorter(earlier)
+    try:
+        sorter.prepare()
+    except CycleError as cycle:
+        names = [kinds[index].name for index in cycle.args[1]]
+        raise PolicyError(
+            f"the order of {', '.join(names)} cannot be kept: each must run before the next, in a circle. They say so "
+            f"themselves with 'before' and 'after'; leave one of them out of the policy"
+        ) from None
+    order: list[int] = []
+    ready: list[int] = []
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()])
+        order.append(ready.pop(0))
+        sorter.done(order[-1])
+    return order

@@ -1,0 +1,206 @@
+"""From names to objects: what is missing or does not take its options is an error, and the order is the policy's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from pydantic import Field
+
+from sldcore.contributions import (
+    GuidanceMethod,
+    NoOptions,
+    PostFilterKind,
+    SchedulerKind,
+    StepHookKind,
+    WindowKind,
+)
+from sldcore.documents import Strict
+from sldcore.errors import ConfigurationError, PluginError, PolicyError
+from sldcore.policy import FilterUse, SafetyPolicy
+from sldcore.resolution import check_policies, filters_of, make_filter, resolve_policy, scheduler_of
+from sldcore.types import Verdict
+
+Contribute = Callable[..., None]
+
+
+class Clean:
+    """A filter that flags nothing."""
+
+    name, version = "clean", "1.0"
+
+    def review(self, pictures: Sequence[Any], contexts: Sequence[Any]) -> list[Verdict]:
+        return [Verdict("clean", "1.0", False) for _ in pictures]
+
+
+class Level(Strict):
+    level: float = Field(default=0.5, ge=0, le=1)
+
+
+def kind(name: str, before: tuple[str, ...] = (), after: tuple[str, ...] = ()) -> PostFilterKind:
+    return PostFilterKind(
+        name=name, options=Level, create=lambda options: Clean(), before=before, after=after
+    )
+
+
+def order(*names: str) -> list[str]:
+    policy = SafetyPolicy(filters=tuple(FilterUse(use=name) for name in names))
+    return [found.name for _, found in filters_of(policy)]
+
+
+def parsed(text: str) -> SafetyPolicy:
+    return SafetyPolicy.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "guidance: {method: sdl}\nconcepts: [inappropriate]",
+            r"no guidance method is called 'sdl'; did you mean 'sld'",
+        ),
+        (
+            "guidance: {window: {unit: second}}\nconcepts: [inappropriate]",
+            r"no window is called 'second'.*fraction, noise, steps",
+        ),
+        (
+            "guidance: {}\nconcepts: [{use: inappropriate, window: {unit: second}}]",
+            r"no window is called 'second'",
+        ),
+        ("scheduler: eular", r"no scheduler is called 'eular'; did you mean 'euler'"),
+        ("filters: [nothing]", r"no filter is called 'nothing'.*installed with pip"),
+        ("prompt_filters: [nothing]", r"no prompt filter is called 'nothing'"),
+        ("step_hooks: [nothing]", r"no step hook is called 'nothing'"),
+        (
+            "scheduler: {use: euler, options: {speed: 3}}",
+            r"options of scheduler 'euler'.*unknown key 'speed'",
+        ),
+        ("requires: [sld-x>=1]", r"plugins are off here, and sld-x>=1 is required"),
+        ("plugins: [mine.py]", r"plugins are off here, and mine\.py is asked for"),
+    ],
+)
+def test_what_a_policy_names_and_cannot_be_had_is_an_error(text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        check_policies([parsed(text)])
+
+
+def test_the_presets_can_be_had() -> None:
+    check_policies([SafetyPolicy.preset(name) for name in ("weak", "medium", "strong", "max", "off")])
+
+
+def test_checking_loads_neither_torch_nor_diffusers() -> None:
+    code = (
+        "import sys; from sldcore import SafetyPolicy; from sldcore.resolution import check_policies; "
+        "check_policies([SafetyPolicy.preset('max'), SafetyPolicy.parse('scheduler: euler')]); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_options_of_a_method_are_checked_and_completed(contribute: Contribute) -> None:
+    class Nothing:
+        name, version = "nothing", "1"
+
+        def start(self, samples: Any, schedule: Any) -> Any:
+            raise NotImplementedError
+
+    contribute(GuidanceMethod(name="nothing", options=Level, create=Nothing))
+    policy = parsed("guidance: {method: nothing}\nconcepts: [inappropriate]")
+    spec = resolve_policy(policy).spec
+    assert spec is not None and dict(spec.options) == {"level": 0.5}
+    wrong = parsed("guidance: {method: nothing, options: {level: 2}}\nconcepts: [inappropriate]")
+    with pytest.raises(
+        PluginError, match=r"options of guidance method 'nothing': level: .*less than or equal to 1"
+    ):
+        resolve_policy(wrong)
+
+
+@pytest.mark.parametrize(
+    "contribution",
+    [
+        GuidanceMethod(name="odd", create=lambda: object()),  # type: ignore[arg-type, return-value]
+    ],
+)
+def test_a_factory_that_gives_something_else_is_named(contribute: Contribute, contribution: Any) -> None:
+    contribute(contribution)
+    with pytest.raises(
+        PluginError, match=r"guidance method 'odd' is broken: its factory gave object, which is not a Guid"
+    ):
+        resolve_policy(parsed("guidance: {method: odd}\nconcepts: [inappropriate]"))
+
+
+def test_a_filter_factory_that_gives_something_else_is_named(contribute: Contribute) -> None:
+    odd = PostFilterKind(name="odd", create=lambda options: object())  # type: ignore[arg-type, return-value]
+    with pytest.raises(PluginError, match=r"filter 'odd' is broken: its factory gave object"):
+        make_filter(odd, FilterUse(use="odd"))
+
+
+def test_filters_run_in_the_policys_order(contribute: Contribute) -> None:
+    contribute(kind("a"), kind("b"), kind("c"))
+    assert order("c", "a", "b") == ["c", "a", "b"]
+
+
+def test_constraints_move_a_filter_no_further_than_they_must(contribute: Contribute) -> None:
+    contribute(kind("a", after=("c",)), kind("b"), kind("c"), kind("d", before=("b",)))
+    assert order("a", "b", "c", "d") == ["c", "a", "d", "b"]
+    assert order("a", "b") == ["a", "b"]
+
+
+def test_constraints_in_a_circle_are_an_error_that_names_it(contribute: Contribute) -> None:
+    contribute(kind("a", after=("b",)), kind("b", after=("c",)), kind("c", after=("a",)))
+    with pytest.raises(PolicyError, match=r"the order of (a|b|c), .* cannot be kept: .* in a circle"):
+        order("a", "b", "c")
+
+
+def test_policies_of_one_call_must_agree_on_the_scheduler() -> None:
+    policies = [parsed("scheduler: euler"), SafetyPolicy.preset("off")]
+    with pytest.raises(
+        PolicyError, match="name the same scheduler, and these name euler, the pipeline's own"
+    ):
+        scheduler_of(policies, {})
+
+
+def test_a_scheduler_gets_the_pipelines_config_and_its_options(contribute: Contribute) -> None:
+    made = SchedulerKind(name="mine", options=Level, create=lambda config, options: (config, options.level))
+    contribute(made)
+    policy = parsed("scheduler: {use: mine, options: {level: 0.25}}")
+    assert scheduler_of([policy, policy], {"a": 1}) == ({"a": 1}, 0.25)
+
+
+def test_a_window_of_a_plugin_gets_its_options(contribute: Contribute) -> None:
+    from sldcore.guidance.windows import acting_steps
+    from sldcore.policy import Window
+    from sldcore.types import Schedule
+
+    contribute(WindowKind(name="flat", options=Level, create=lambda options: lambda step: options.level))
+    schedule = Schedule((3.0, 2.0), (1.0, 0.5), (1.0, 1.0))
+    assert acting_steps(Window(unit="flat", options={"level": 0.25}), schedule) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1.5, -0.1])
+def test_a_strength_that_is_none_is_an_error(contribute: Contribute, value: float) -> None:
+    from sldcore.guidance.windows import acting_steps
+    from sldcore.policy import Window
+    from sldcore.types import Schedule
+
+    contribute(WindowKind(name="odd", create=lambda options: lambda step: value))
+    with pytest.raises(
+        ConfigurationError, match=r"window 'odd' gives strength .* at step 0; it must be in 0\.\.1"
+    ):
+        acting_steps(Window(unit="odd"), Schedule((3.0,), (1.0,), (1.0,)))
+
+
+def test_a_step_hook_is_made_anew_for_every_run(contribute: Contribute) -> None:
+    class Hook:
+        name, version = "hook", "1"
+
+        def before_guidance(self, step: Any, predictions: Any) -> None: ...
+
+        def after_guidance(self, step: Any, predictions: Any, guided: Any) -> None: ...
+
+    contribute(StepHookKind(name="hook", options=NoOptions, create=lambda options: Hook()))
+    ((_, make),) = resolve_policy(parsed("step_hooks: [hook]")).step_hooks
+    assert make() is not make()
