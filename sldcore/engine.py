@@ -162,7 +162,7 @@ class SafetyEngine:
     ) -> list[Sample]:
         if num_images < 1:
             raise GuidanceError(f"num_images is {num_images}; ask for at least one picture per prompt")
-        prompts = _prompts(prompt, arguments)
+        prompts = prompts_of(prompt, arguments)
         chosen = (
             [self.policy] * len(prompts) if policies is None else [as_policy(policy) for policy in policies]
         )
@@ -227,7 +227,12 @@ class SafetyEngine:
         }
 
 
-def _prompts(prompt: str | Sequence[str] | None, arguments: Mapping[str, Any]) -> list[str]:
+def prompts_of(prompt: str | Sequence[str] | None, arguments: Mapping[str, Any]) -> list[str]:
+    """The prompts of a call as texts, empty ones where it brings embeddings.
+
+    Raises:
+        GuidanceError: there is no prompt.
+    """
     if prompt is None:
         embeds = arguments.get("prompt_embeds")
         if embeds is None:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from sldcore.concepts import load_pack
-from sldcore.engine import Outcome, SafetyEngine, Sample, wants_arrays
+from sldcore.engine import Outcome, SafetyEngine, Sample, prompts_of, wants_arrays
 from sldcore.errors import ConceptError
 from sldcore.loading import PLAYGROUND, safetensors_only
 from sldcore.playground import MODEL
@@ -110,7 +110,7 @@ class SLDPipeline(StableDiffusionPipeline):  # type: ignore[misc]
 
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
@@ -138,7 +138,8 @@ class SLDPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         guidance off, which is warned about. The others are ``StableDiffusionPipeline``'s, ``prompt`` included.
 
         Raises:
-            ConfigurationError: guidance could not act (``guidance_scale`` <= 1, warm-up longer than the run).
+            ConfigurationError: there is no prompt, or guidance could not act (``guidance_scale`` <= 1, warm-up longer
+                than the run).
         """
         as_arrays = wants_arrays(output_type)
         policy = self._policy(
@@ -162,7 +163,7 @@ class SLDPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             arguments["callback_on_step_end"] = _modern_callback(callback, callback_steps)
         if self._engine is None:
             self._engine = SafetyEngine(self, policy)
-        prompts = [prompt] if isinstance(prompt, str) else prompt
+        prompts = prompts_of(prompt, pipeline_arguments)
         samples = [Sample(text, None, policy) for text in prompts for _ in range(num_images_per_prompt)]
         output = self._output(self._engine.denoise(samples, arguments), policy, as_arrays)
         if return_dict:

@@ -108,6 +108,12 @@ class SafetyPolicy(Strict):
         return self.guidance is not None
 
     @property
+    def unguided(self) -> SafetyPolicy:
+        """What this policy is compared with: its filters and its scheduler, without guidance and step hooks."""
+        changes = {"guidance": None, "concepts": (), "step_hooks": (), "name": f"{self.name}, unguided"}
+        return self.replace(**changes) if self.guides else self
+
+    @property
     def digest(self) -> str:
         """sha256, hex, over everything that decides behaviour: all but ``name``, ``description`` and where files lie."""
         # Without defaults, so that digests stay what they are when policies gain fields.

@@ -202,11 +202,11 @@ class ConceptUse(Strict):
             raise ValueError("'text' is empty; describe what to guide away from")
         if self.use is not None and self.prefix:
             raise ValueError("'prefix' belongs to 'text'; a pack brings its own prefix")
-        if self.use and all(name.startswith("!") for name in self.use):
-            if (self.weight, self.strength, self.window) != (1.0, 1.0, None):
-                raise ValueError(
-                    "what is taken out with '!' has no weight, strength or window; write it by itself"
-                )
+        only_out = bool(self.use) and all(name.startswith("!") for name in self.use or ())
+        if only_out and (self.weight, self.strength, self.window) != (1.0, 1.0, None):
+            raise ValueError(
+                "what is taken out with '!' has no weight, strength or window; write it by itself"
+            )
         return self
 
 

@@ -120,20 +120,30 @@ def make_prompt_filter(kind: PromptFilterKind, use: FilterUse) -> PromptFilter:
     return made
 
 
-def scheduler_of(policies: Sequence[SafetyPolicy], config: Any) -> Any:
-    """The scheduler that the policies of one call name, or None if none does.
+def common_scheduler(policies: Sequence[SafetyPolicy]) -> Use | None:
+    """The scheduler that the policies of one call name.
 
     Raises:
         PolicyError: they name different ones; one call has one scheduler.
-        PluginError: there is no such scheduler.
     """
     uses = list(dict.fromkeys(policy.scheduler for policy in policies))
     if len(uses) > 1:
         named = ", ".join(sorted("the pipeline's own" if use is None else use.use for use in uses))
         raise PolicyError(f"policies of one call must name the same scheduler, and these name {named}")
-    if not uses or uses[0] is None:
+    return uses[0] if uses else None
+
+
+def scheduler_of(policies: Sequence[SafetyPolicy], config: Any) -> Any:
+    """The scheduler that the policies of one call name, made from the pipeline's ``config``; None if they name none.
+
+    Raises:
+        PolicyError: as :func:`common_scheduler`.
+        PluginError: there is no such scheduler.
+    """
+    use = common_scheduler(policies)
+    if use is None:
         return None
-    kind, options = _chosen(SchedulerKind, uses[0])
+    kind, options = _chosen(SchedulerKind, use)
     return kind.create(config, options)
 
 

@@ -115,3 +115,21 @@ def test_a_saved_pipeline_comes_back_with_its_concept(pipe: SLDPipeline, tmp_pat
     pipe.save_pretrained(tmp_path / "saved")
     again = SLDPipeline.from_pretrained(str(tmp_path / "saved"))
     assert again.safety_concept == "swords and blood"
+
+
+def test_without_prompt_and_embeddings_there_is_one_clear_error(pipe: SLDPipeline) -> None:
+    with pytest.raises(ConfigurationError, match="there is no prompt; give a text"):
+        pipe(num_inference_steps=2)
+
+
+def test_prompt_embeddings_stand_in_for_prompts(pipe: SLDPipeline) -> None:
+    embeds, negative = pipe.encode_prompt(["a red knight"], "cpu", 1, True)
+    call: dict[str, Any] = {"num_inference_steps": 3, "sld_warmup_steps": 0, "output_type": "np"}
+    by_text = pipe("a red knight", generator=torch.Generator().manual_seed(0), **call)
+    by_embeds = pipe(
+        prompt_embeds=embeds,
+        negative_prompt_embeds=negative,
+        generator=torch.Generator().manual_seed(0),
+        **call,
+    )
+    np.testing.assert_allclose(by_embeds.images, by_text.images, rtol=0, atol=1e-6)

@@ -411,3 +411,14 @@ def test_a_plugin_file_outside_the_policys_folder_is_refused(tmp_path: Path, fil
     policy.write_text(f"plugins: [{file}]")
     with pytest.raises(PolicyError, match="lies outside the policy's folder"):
         SafetyPolicy.load(policy)
+
+
+def test_unguided_keeps_what_is_reviewed_and_drops_what_guides() -> None:
+    policy = SafetyPolicy.preset("max").replace(filters=["a"], step_hooks=["b"], scheduler="euler")
+    unguided = policy.unguided
+    assert not unguided.guides
+    assert (unguided.filters, unguided.scheduler, unguided.step_hooks) == (
+        policy.filters,
+        policy.scheduler,
+        (),
+    )

@@ -36,7 +36,7 @@ def commands() -> list[list[str]]:
 def test_the_policy_is_valid_and_its_concepts_can_be_had() -> None:
     (text,) = blocks("yaml")
     policy = SafetyPolicy.parse(text, source="README.md")
-    assert len(resolve(policy.concepts)) == 3
+    assert len(resolve(policy.concepts)) == 8
 
 
 def test_the_preset_table_is_that_of_the_presets() -> None:

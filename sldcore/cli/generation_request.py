@@ -17,7 +17,7 @@ from typing import Any, Final
 from sldcore.cli.policy import find_policy
 from sldcore.errors import ConfigurationError, ModelError, PolicyError, nearest
 from sldcore.policy import SafetyPolicy
-from sldcore.resolution import check_policies
+from sldcore.resolution import check_policies, common_scheduler
 
 PLAYGROUND: Final = "playground"
 
@@ -119,6 +119,7 @@ def read_policies(asked: Sequence[str], prompts: int) -> list[SafetyPolicy]:
         )
     found = [find_policy(name) for name in asked]
     check_policies(found)
+    common_scheduler(found)
     return found * prompts if len(found) == 1 else found
 
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sldcore.cli.generation_request import Picture, Request
 from sldcore.errors import ConfigurationError, listed
-from sldcore.policy import Preset, SafetyPolicy
+from sldcore.policy import SafetyPolicy
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -170,15 +170,20 @@ def _check_windows(pipe: Any, request: Request) -> None:
     """Find a window that never opens before the first batch, not at the batch that meets it."""
     from copy import deepcopy
 
-    from sldcore.families.noise import discrete_schedule
+    from sldcore.catalogue import using
+    from sldcore.families import family_of
     from sldcore.guidance.windows import acting_steps
+    from sldcore.resolution import catalogue_for, scheduler_of
 
-    scheduler = deepcopy(pipe.scheduler)
-    scheduler.set_timesteps(request.arguments["num_inference_steps"])
-    schedule = discrete_schedule(scheduler, len(scheduler.timesteps))
+    family = family_of(pipe)
     for policy in {picture.policy for picture in request.pictures}:
-        if policy.guidance is not None:
-            acting_steps(policy.guidance.window, schedule)
+        with using(catalogue_for([policy])):
+            scheduler = scheduler_of([policy], pipe.scheduler.config) or deepcopy(pipe.scheduler)
+            scheduler.set_timesteps(request.arguments["num_inference_steps"])
+            schedule = family.noise_schedule(scheduler, len(scheduler.timesteps))
+            windows = [use.window for use in policy.concepts if use.window is not None]
+            for window in [*windows, *([policy.guidance.window] if policy.guidance else [])]:
+                acting_steps(window, schedule)
 
 
 def _engine(pipe: Any, request: Request, bar: StepProgress) -> SafetyEngine:
@@ -197,8 +202,8 @@ def _make(
     guided = _generate(engine, request, batch, [picture.policy for picture in batch], bar, "guided")
     plain = guided
     if batch[0].compare and any(picture.policy.guides for picture in batch):
-        off = SafetyPolicy.preset(Preset.OFF)
-        plain = _generate(engine, request, batch, [off] * len(batch), bar, "unguided")
+        unguided = [picture.policy.unguided for picture in batch]
+        plain = _generate(engine, request, batch, unguided, bar, "unguided")
     provenance = {**guided.provenance, "request": request.key}
     policies = provenance.get("policies", {})
     document = result_document(guided, [picture.files for picture in batch])

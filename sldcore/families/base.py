@@ -45,6 +45,14 @@ class Family(Protocol):
         """
         ...
 
+    def noise_schedule(self, scheduler: Any, calls: int) -> Schedule:
+        """The last ``calls`` denoiser calls of a scheduler whose timesteps are set.
+
+        Raises:
+            GuidanceError: the scheduler's noise levels cannot be told.
+        """
+        ...
+
     def window(self, pipe: Any) -> int:
         """Tokens that the text encoder takes, begin and end included."""
         ...

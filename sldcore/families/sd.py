@@ -38,8 +38,12 @@ class StableDiffusion:
 
     def schedule(self, pipe: Any) -> Schedule:
         """The last ``num_timesteps`` of the scheduler's timesteps (img2img skips the first)."""
-        schedule = discrete_schedule(pipe.scheduler, pipe.num_timesteps)
+        schedule = self.noise_schedule(pipe.scheduler, pipe.num_timesteps)
         return replace(schedule, guidance_scale=float(pipe.guidance_scale))
+
+    def noise_schedule(self, scheduler: Any, calls: int) -> Schedule:
+        """Variance-preserving, with a table of alpha_bar."""
+        return discrete_schedule(scheduler, calls)
 
     def window(self, pipe: Any) -> int:
         """77 for CLIP."""
