@@ -52,7 +52,7 @@ def sld_concepts() -> list[ConceptProvider]:  # type: ignore[empty-body]
 def sld_guidance_methods() -> list[GuidanceMethod]:  # type: ignore[empty-body]
     """Guidance methods: what is done with the predictions of one step.
 
-        class Away:  # SLD without threshold, scale and momentum: c' = c - sum of weight * (e_S - e_u)
+        class Away:  # SLD without threshold, scale and momentum: c' = c - sum of amount * (e_S - e_u)
             name, version = "away", "1.0"
             def start(self, samples, schedule):
                 return AwayRun(samples)
@@ -61,13 +61,18 @@ def sld_guidance_methods() -> list[GuidanceMethod]:  # type: ignore[empty-body]
             def __init__(self, samples):
                 self.samples = samples
             def rows(self, step):
-                acting = [s for s in self.samples if s.acting[step.index]]
-                return tuple(Row(s.index, k) for s in acting for k in s.concepts)
+                return tuple(self.amounts(step))
+            def amounts(self, step):
+                return {
+                    Row(s.index, k): amount
+                    for s in self.samples
+                    for k, amount in zip(s.concepts, s.amounts(step.index))
+                    if amount
+                }
             def combine(self, step, p):
-                weights = {(s.index, k): w for s in self.samples for k, w in zip(s.concepts, s.weights)}
-                terms, guided = torch.zeros_like(p.concepts), p.cond.clone()
+                amounts, terms, guided = self.amounts(step), torch.zeros_like(p.concepts), p.cond.clone()
                 for position, row in enumerate(p.rows):
-                    terms[position] = weights[row] * (p.concepts[position] - p.uncond[row.sample])
+                    terms[position] = amounts[row] * (p.concepts[position] - p.uncond[row.sample])
                     guided[row.sample] -= terms[position]
                 return Guided(guided, terms, tuple({row.sample for row in p.rows}))
 

@@ -196,7 +196,7 @@ def _sorted(kinds: Mapping[int, K]) -> list[int]:
         for other, two in kinds.items():
             if two.name in one.after or one.name in two.before:
                 earlier[index].add(other)
-    sorter = TopologicalSorter(earlier)
+    sorter: TopologicalSorter[int] = TopologicalSorter(earlier)
     try:
         sorter.prepare()
     except CycleError as cycle:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import settings
-
-if TYPE_CHECKING:
-    from sldcore.contributions import Contribution
 
 # Before anything imports huggingface_hub, which reads them once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -40,28 +35,3 @@ def pipe(parts: dict[str, Any]) -> Any:
     import tiny_pipelines
 
     return tiny_pipelines.pipeline(**parts)
-
-
-@pytest.fixture
-def contribute() -> Iterator[Callable[..., None]]:
-    """Call it with contributions: during the test the catalogue holds the core's and these."""
-    from sldcore.builtin import entries
-    from sldcore.catalogue import Catalogue, Entry, Provider, using
-
-    with ExitStack() as stack:
-
-        def add(*contributions: Contribution) -> None:
-            own = [Entry(each, Provider("test", "sld-test", "1.0")) for each in contributions]
-            stack.enter_context(using(Catalogue([*entries(), *own])))
-
-        yield add
-
-
-@pytest.fixture(autouse=True)
-def core_only() -> Iterator[None]:
-    """No test looks for installed plugins unless it asks to."""
-    from sldcore.builtin import entries
-    from sldcore.catalogue import Catalogue, using
-
-    with using(Catalogue(entries())):
-        yield

@@ -72,9 +72,9 @@ def engine(pipe: Any) -> SafetyEngine:
 
 
 def test_weak_evaluates_concept_rows_only_after_its_warm_up_and_loses_nothing(
-    pipe: Any, contribute: Callable[..., None]
+    pipe: Any, plugin_catalogue: Callable[..., None]
 ) -> None:
-    contribute(GuidanceMethod(name="every-row", options=SLDOptions, create=EveryRow))
+    plugin_catalogue(GuidanceMethod(name="every-row", options=SLDOptions, create=EveryRow))
     weak = SafetyPolicy.preset("weak")
     assert weak.guidance is not None
     spec = GuidanceSpec(method="every-row", options=dict(weak.guidance.options), window=weak.guidance.window)

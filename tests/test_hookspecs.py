@@ -52,6 +52,14 @@ def test_every_kind_has_one_hook() -> None:
     assert tuple(contribution_of(hook) for hook in hooks().values()) == KINDS
 
 
+def test_the_example_method_keeps_its_contract() -> None:
+    from sldcore.catalogue import Entry, Provider
+    from sldcore.testing import check_contribution
+
+    (kind,) = example("sld_guidance_methods")["sld_guidance_methods"]()
+    assert check_contribution(Entry(kind, Provider("example", "", "1.0"))) == []
+
+
 def test_the_example_method_steers_away_from_its_concepts() -> None:
     (kind,) = example("sld_guidance_methods")["sld_guidance_methods"]()
     assert isinstance(kind, GuidanceMethod)

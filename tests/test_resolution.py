@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 from pydantic import Field
 
+from sldcore.builtin import entries
+from sldcore.catalogue import Catalogue, using
 from sldcore.contributions import (
     GuidanceMethod,
     NoOptions,
@@ -25,6 +27,13 @@ from sldcore.resolution import check_policies, filters_of, make_filter, resolve_
 from sldcore.types import Verdict
 
 Contribute = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def no_plugins() -> Iterator[None]:
+    """The core's catalogue as it is without plugins; the kit's own says how to ask for them."""
+    with using(Catalogue(entries())):
+        yield
 
 
 class Clean:
@@ -100,14 +109,14 @@ def test_checking_loads_neither_torch_nor_diffusers() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_options_of_a_method_are_checked_and_completed(contribute: Contribute) -> None:
+def test_options_of_a_method_are_checked_and_completed(plugin_catalogue: Contribute) -> None:
     class Nothing:
         name, version = "nothing", "1"
 
         def start(self, samples: Any, schedule: Any) -> Any:
             raise NotImplementedError
 
-    contribute(GuidanceMethod(name="nothing", options=Level, create=Nothing))
+    plugin_catalogue(GuidanceMethod(name="nothing", options=Level, create=Nothing))
     policy = parsed("guidance: {method: nothing}\nconcepts: [inappropriate]")
     spec = resolve_policy(policy).spec
     assert spec is not None and dict(spec.options) == {"level": 0.5}
@@ -124,33 +133,35 @@ def test_options_of_a_method_are_checked_and_completed(contribute: Contribute) -
         GuidanceMethod(name="odd", create=lambda: object()),  # type: ignore[arg-type, return-value]
     ],
 )
-def test_a_factory_that_gives_something_else_is_named(contribute: Contribute, contribution: Any) -> None:
-    contribute(contribution)
+def test_a_factory_that_gives_something_else_is_named(
+    plugin_catalogue: Contribute, contribution: Any
+) -> None:
+    plugin_catalogue(contribution)
     with pytest.raises(
         PluginError, match=r"guidance method 'odd' is broken: its factory gave object, which is not a Guid"
     ):
         resolve_policy(parsed("guidance: {method: odd}\nconcepts: [inappropriate]"))
 
 
-def test_a_filter_factory_that_gives_something_else_is_named(contribute: Contribute) -> None:
+def test_a_filter_factory_that_gives_something_else_is_named(plugin_catalogue: Contribute) -> None:
     odd = PostFilterKind(name="odd", create=lambda options: object())  # type: ignore[arg-type, return-value]
     with pytest.raises(PluginError, match=r"filter 'odd' is broken: its factory gave object"):
         make_filter(odd, FilterUse(use="odd"))
 
 
-def test_filters_run_in_the_policys_order(contribute: Contribute) -> None:
-    contribute(kind("a"), kind("b"), kind("c"))
+def test_filters_run_in_the_policys_order(plugin_catalogue: Contribute) -> None:
+    plugin_catalogue(kind("a"), kind("b"), kind("c"))
     assert order("c", "a", "b") == ["c", "a", "b"]
 
 
-def test_constraints_move_a_filter_no_further_than_they_must(contribute: Contribute) -> None:
-    contribute(kind("a", after=("c",)), kind("b"), kind("c"), kind("d", before=("b",)))
+def test_constraints_move_a_filter_no_further_than_they_must(plugin_catalogue: Contribute) -> None:
+    plugin_catalogue(kind("a", after=("c",)), kind("b"), kind("c"), kind("d", before=("b",)))
     assert order("a", "b", "c", "d") == ["c", "a", "d", "b"]
     assert order("a", "b") == ["a", "b"]
 
 
-def test_constraints_in_a_circle_are_an_error_that_names_it(contribute: Contribute) -> None:
-    contribute(kind("a", after=("b",)), kind("b", after=("c",)), kind("c", after=("a",)))
+def test_constraints_in_a_circle_are_an_error_that_names_it(plugin_catalogue: Contribute) -> None:
+    plugin_catalogue(kind("a", after=("b",)), kind("b", after=("c",)), kind("c", after=("a",)))
     with pytest.raises(PolicyError, match=r"the order of (a|b|c), .* cannot be kept: .* in a circle"):
         order("a", "b", "c")
 
@@ -163,37 +174,39 @@ def test_policies_of_one_call_must_agree_on_the_scheduler() -> None:
         scheduler_of(policies, {})
 
 
-def test_a_scheduler_gets_the_pipelines_config_and_its_options(contribute: Contribute) -> None:
+def test_a_scheduler_gets_the_pipelines_config_and_its_options(plugin_catalogue: Contribute) -> None:
     made = SchedulerKind(name="mine", options=Level, create=lambda config, options: (config, options.level))
-    contribute(made)
+    plugin_catalogue(made)
     policy = parsed("scheduler: {use: mine, options: {level: 0.25}}")
     assert scheduler_of([policy, policy], {"a": 1}) == ({"a": 1}, 0.25)
 
 
-def test_a_window_of_a_plugin_gets_its_options(contribute: Contribute) -> None:
+def test_a_window_of_a_plugin_gets_its_options(plugin_catalogue: Contribute) -> None:
     from sldcore.guidance.windows import acting_steps
     from sldcore.policy import Window
     from sldcore.types import Schedule
 
-    contribute(WindowKind(name="flat", options=Level, create=lambda options: lambda step: options.level))
+    plugin_catalogue(
+        WindowKind(name="flat", options=Level, create=lambda options: lambda step: options.level)
+    )
     schedule = Schedule((3.0, 2.0), (1.0, 0.5), (1.0, 1.0))
     assert acting_steps(Window(unit="flat", options={"level": 0.25}), schedule) == (0.25, 0.25)
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1.5, -0.1])
-def test_a_strength_that_is_none_is_an_error(contribute: Contribute, value: float) -> None:
+def test_a_strength_that_is_none_is_an_error(plugin_catalogue: Contribute, value: float) -> None:
     from sldcore.guidance.windows import acting_steps
     from sldcore.policy import Window
     from sldcore.types import Schedule
 
-    contribute(WindowKind(name="odd", create=lambda options: lambda step: value))
+    plugin_catalogue(WindowKind(name="odd", create=lambda options: lambda step: value))
     with pytest.raises(
         ConfigurationError, match=r"window 'odd' gives strength .* at step 0; it must be in 0\.\.1"
     ):
         acting_steps(Window(unit="odd"), Schedule((3.0,), (1.0,), (1.0,)))
 
 
-def test_a_step_hook_is_made_anew_for_every_run(contribute: Contribute) -> None:
+def test_a_step_hook_is_made_anew_for_every_run(plugin_catalogue: Contribute) -> None:
     class Hook:
         name, version = "hook", "1"
 
@@ -201,6 +214,6 @@ def test_a_step_hook_is_made_anew_for_every_run(contribute: Contribute) -> None:
 
         def after_guidance(self, step: Any, predictions: Any, guided: Any) -> None: ...
 
-    contribute(StepHookKind(name="hook", options=NoOptions, create=lambda options: Hook()))
+    plugin_catalogue(StepHookKind(name="hook", options=NoOptions, create=lambda options: Hook()))
     ((_, make),) = resolve_policy(parsed("step_hooks: [hook]")).step_hooks
     assert make() is not make()

@@ -336,19 +336,19 @@ METHOD_FAILURES: dict[str, tuple[Method, str]] = {
 }
 
 
-def broken_batch(method: Method, contribute: Contribute, **options: Any) -> Loop:
+def broken_batch(method: Method, plugin_catalogue: Contribute, **options: Any) -> Loop:
     """Samples 1 and 3 use ``method``, sample 0 uses SLD, sample 2 is off."""
     method.asked = 0
-    contribute(GuidanceMethod(name="broken", create=lambda: method))
+    plugin_catalogue(GuidanceMethod(name="broken", create=lambda: method))
     return Loop([guiding(), guiding("broken"), OFF, guiding("broken")], **options)
 
 
 @pytest.mark.parametrize("kind", METHOD_FAILURES)
 def test_a_method_that_misbehaves_fails_its_own_samples_and_no_other(
-    kind: str, contribute: Contribute
+    kind: str, plugin_catalogue: Contribute
 ) -> None:
     method, message = METHOD_FAILURES[kind]
-    loop = broken_batch(method, contribute)
+    loop = broken_batch(method, plugin_catalogue)
     result = loop.all()
     assert sorted(loop.run.failures) == [1, 3]
     for failures in loop.run.failures.values():
@@ -361,9 +361,9 @@ def test_a_method_that_misbehaves_fails_its_own_samples_and_no_other(
 
 
 @pytest.mark.parametrize("kind", METHOD_FAILURES)
-def test_under_guard_a_method_that_misbehaves_raises_at_once(kind: str, contribute: Contribute) -> None:
+def test_under_guard_a_method_that_misbehaves_raises_at_once(kind: str, plugin_catalogue: Contribute) -> None:
     method, message = METHOD_FAILURES[kind]
-    loop = broken_batch(method, contribute, strict=True)
+    loop = broken_batch(method, plugin_catalogue, strict=True)
     loop.step()
     loop.step()
     with pytest.raises(SafetyFailure, match=r"broken 0\.9 failed at step 2") as failed:
@@ -371,9 +371,9 @@ def test_under_guard_a_method_that_misbehaves_raises_at_once(kind: str, contribu
     assert message in str(failed.value)
 
 
-def test_a_method_that_failed_is_not_asked_again_and_costs_no_rows(contribute: Contribute) -> None:
+def test_a_method_that_failed_is_not_asked_again_and_costs_no_rows(plugin_catalogue: Contribute) -> None:
     method = Method(combine=failing)
-    loop = broken_batch(method, contribute)
+    loop = broken_batch(method, plugin_catalogue)
     loop.all()
     assert method.asked == 3
     assert loop.denoiser.rows == [8 + 3] * 3 + [8 + 1] * 2
@@ -381,17 +381,17 @@ def test_a_method_that_failed_is_not_asked_again_and_costs_no_rows(contribute: C
 
 
 def test_a_method_that_cannot_start_fails_its_samples_before_the_first_step(
-    contribute: Contribute,
+    plugin_catalogue: Contribute,
 ) -> None:
-    loop = broken_batch(Method(start=failing), contribute)
+    loop = broken_batch(Method(start=failing), plugin_catalogue)
     assert {sample: failures[0].step for sample, failures in loop.run.failures.items()} == {1: None, 3: None}
     loop.all()
     assert [loop.run.rows_of(sample) for sample in range(4)] == [15, 10, 10, 10]
 
 
-def test_two_methods_in_one_batch_give_what_they_give_alone(contribute: Contribute) -> None:
+def test_two_methods_in_one_batch_give_what_they_give_alone(plugin_catalogue: Contribute) -> None:
     """The same equations under another name, so that one lane with all samples is the expected result."""
-    result = broken_batch(Method(), contribute).all()
+    result = broken_batch(Method(), plugin_catalogue).all()
     together = Loop([guiding(), guiding(), OFF, guiding()]).all()
     torch.testing.assert_close(result, together, rtol=0, atol=1e-6)
     assert not torch.equal(result[:, 1], plain([OFF] * 4)[:, 1])
@@ -502,8 +502,8 @@ def hooked(policy: SafetyPolicy) -> SafetyPolicy:
     return policy.replace(step_hooks=["edit"])
 
 
-def test_a_policys_step_hook_edits_its_own_samples_only(contribute: Contribute) -> None:
-    contribute(StepHookKind(name="edit", create=lambda options: Edit()))
+def test_a_policys_step_hook_edits_its_own_samples_only(plugin_catalogue: Contribute) -> None:
+    plugin_catalogue(StepHookKind(name="edit", create=lambda options: Edit()))
     policies = [guiding(), hooked(guiding()), OFF]
     result = Loop(policies).all()
     without = Loop([guiding(), guiding(), OFF]).all()
@@ -513,8 +513,8 @@ def test_a_policys_step_hook_edits_its_own_samples_only(contribute: Contribute) 
     assert not torch.allclose(result[:, 1], without[:, 1])
 
 
-def test_a_policys_step_hook_that_fails_withholds_its_own_samples_only(contribute: Contribute) -> None:
-    contribute(StepHookKind(name="edit", create=lambda options: Edit(fail=True)))
+def test_a_policys_step_hook_that_fails_withholds_its_own_samples_only(plugin_catalogue: Contribute) -> None:
+    plugin_catalogue(StepHookKind(name="edit", create=lambda options: Edit(fail=True)))
     loop = Loop([guiding(), hooked(guiding()), hooked(OFF)])
     loop.all()
     assert sorted(loop.run.failures) == [1, 2]
@@ -522,25 +522,25 @@ def test_a_policys_step_hook_that_fails_withholds_its_own_samples_only(contribut
 
 
 def test_a_step_hook_that_cannot_be_made_fails_its_samples_before_the_first_step(
-    contribute: Contribute,
+    plugin_catalogue: Contribute,
 ) -> None:
     def create(options: Any) -> Any:
         raise OSError("the folder is gone")
 
-    contribute(StepHookKind(name="edit", create=create))
+    plugin_catalogue(StepHookKind(name="edit", create=create))
     loop = Loop([guiding(), hooked(OFF)])
     assert sorted(loop.run.failures) == [1]
     assert loop.run.failures[1][0].step is None
 
 
-def test_policies_with_the_same_step_hook_share_one(contribute: Contribute) -> None:
+def test_policies_with_the_same_step_hook_share_one(plugin_catalogue: Contribute) -> None:
     made: list[Edit] = []
 
     def create(options: Any) -> Edit:
         made.append(Edit())
         return made[-1]
 
-    contribute(StepHookKind(name="edit", create=create))
+    plugin_catalogue(StepHookKind(name="edit", create=create))
     Loop([hooked(guiding()), hooked(OFF), OFF]).all()
     assert [hook.batches for hook in made] == [[3] * STEPS]
 
@@ -551,7 +551,7 @@ def test_a_concept_whose_window_never_meets_that_of_the_guidance_is_an_error() -
         Loop([late])
 
 
-def test_a_step_hook_sees_the_latents_of_the_conditional_half(contribute: Contribute) -> None:
+def test_a_step_hook_sees_the_latents_of_the_conditional_half(plugin_catalogue: Contribute) -> None:
     class See(Edit):
         def before_guidance(self, step: Step, predictions: Predictions) -> None:  # type: ignore[override]
             seen.append(predictions.latents)
@@ -560,7 +560,7 @@ def test_a_step_hook_sees_the_latents_of_the_conditional_half(contribute: Contri
             assert predictions.latents is not None
 
     seen: list[Tensor | None] = []
-    contribute(StepHookKind(name="edit", create=lambda options: See()))
+    plugin_catalogue(StepHookKind(name="edit", create=lambda options: See()))
     loop = Loop([hooked(guiding())])
     loop.step()
     assert seen[0] is not None and torch.equal(seen[0], loop.latents[0])

@@ -202,8 +202,8 @@ def _make(
     guided = _generate(engine, request, batch, [picture.policy for picture in batch], bar, "guided")
     plain = guided
     if batch[0].compare and any(picture.policy.guides for picture in batch):
-        unguided = [picture.policy.unguided for picture in batch]
-        plain = _generate(engine, request, batch, unguided, bar, "unguided")
+        without = [picture.policy.unguided for picture in batch]
+        plain = _generate(engine, request, batch, without, bar, "unguided")
     provenance = {**guided.provenance, "request": request.key}
     policies = provenance.get("policies", {})
     document = result_document(guided, [picture.files for picture in batch])

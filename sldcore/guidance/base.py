@@ -42,6 +42,18 @@ class GuidedSample:
     strengths: tuple[float, ...] = ()
     concept_acting: tuple[tuple[float, ...], ...] = ()
 
+    def amounts(self, step: int) -> tuple[float, ...]:
+        """For each concept, everything that scales its term at denoiser call ``step``: weight, strength and both windows.
+
+        All that a method needs whose term grows with its scale; 0 where the concept need not be evaluated.
+        """
+        strengths = self.strengths or (1.0,) * len(self.concepts)
+        opened = [acting[step] for acting in self.concept_acting] or [1.0] * len(self.concepts)
+        return tuple(
+            weight * strength * own * self.acting[step]
+            for weight, strength, own in zip(self.weights, strengths, opened, strict=True)
+        )
+
 
 class GuidanceRun(Protocol):
     """The state of one method during one run."""

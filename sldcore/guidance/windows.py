@@ -11,6 +11,8 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Final
 
+from pydantic import Field
+
 from sldcore.catalogue import checked_options, current
 from sldcore.contributions import WindowKind
 from sldcore.documents import Strict
@@ -25,8 +27,8 @@ Strength = Callable[[Step], float]
 class Span(Strict):
     """Options of the core's windows: where they open and close, in their unit."""
 
-    start: float
-    stop: float | None
+    start: float = Field(examples=[0.0])
+    stop: float | None = Field(examples=[None])
 
 
 def in_steps(span: Span) -> Strength:

@@ -16,6 +16,8 @@ import sldcore
 from sldcore.catalogue import set_default
 from sldcore.cli import app
 
+pytestmark = pytest.mark.sldcore_plugins
+
 runner = CliRunner()
 NINE = ("raises", "exits", "misspelt", "wrong-type", "other-api", "no-api", "hook-raises", "async", "missing")
 COMMAND = """
@@ -44,11 +46,6 @@ def wave(loud, name):
 def sld_commands():
     return [Command(name="wave", create=lambda: wave)]
 """
-
-
-@pytest.fixture(autouse=True)
-def core_only() -> None:
-    """These tests are about plugins that are installed: nothing stands in front of the process's catalogue."""
 
 
 @pytest.fixture

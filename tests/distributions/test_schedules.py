@@ -105,8 +105,8 @@ def policy(**options: float | str) -> SafetyPolicy:
     )
 
 
-def test_a_policy_can_name_a_ramp(pipe: Any, contribute: Callable[..., None]) -> None:
-    contribute(*KINDS.values())
+def test_a_policy_can_name_a_ramp(pipe: Any, plugin_catalogue: Callable[..., None]) -> None:
+    plugin_catalogue(*KINDS.values())
     result = SafetyEngine(pipe, policy(start=0.5)).generate(
         "a cat", num_inference_steps=8, guidance_scale=4.0
     )
@@ -114,8 +114,8 @@ def test_a_policy_can_name_a_ramp(pipe: Any, contribute: Callable[..., None]) ->
 
 
 def test_a_policy_with_options_that_make_no_ramp_is_an_error(
-    pipe: Any, contribute: Callable[..., None]
+    pipe: Any, plugin_catalogue: Callable[..., None]
 ) -> None:
-    contribute(*KINDS.values())
+    plugin_catalogue(*KINDS.values())
     with pytest.raises(PluginError, match="start"):
         SafetyEngine(pipe, policy(start=2.0)).generate("a cat", num_inference_steps=4, guidance_scale=4.0)

@@ -181,9 +181,9 @@ def test_the_safety_term_is_diffusers_at_every_step(semantic: Any, case: Case) -
 
 
 def test_pictures_are_those_of_diffusers(
-    semantic: Any, case: Case, pipe: Any, contribute: Callable[..., None]
+    semantic: Any, case: Case, pipe: Any, plugin_catalogue: Callable[..., None]
 ) -> None:
-    contribute(*sld_guidance_sega.sld_guidance_methods())
+    plugin_catalogue(*sld_guidance_sega.sld_guidance_methods())
     reference = pictures(semantic, **case.semantic_arguments)
     effect = np.abs(reference - pictures(pipe)).max(axis=(1, 2, 3))
     assert effect.min() > 1e-2, "guidance does not act, so agreement would say nothing"

@@ -178,20 +178,22 @@ def recording(folder: Path) -> SafetyPolicy:
     return SafetyPolicy.preset("max").replace(step_hooks=(use,))
 
 
-def test_recording_changes_no_picture(pipe: Any, contribute: Callable[..., None], tmp_path: Path) -> None:
-    contribute(*sld_step_recorder.sld_step_hooks())
+def test_recording_changes_no_picture(
+    pipe: Any, plugin_catalogue: Callable[..., None], tmp_path: Path
+) -> None:
+    plugin_catalogue(*sld_step_recorder.sld_step_hooks())
     arguments: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 4.0}
     plain = SafetyEngine(pipe, "max").generate("a cat", **arguments)
     recorded = SafetyEngine(pipe, recording(tmp_path)).generate("a cat", **arguments)
     np.testing.assert_array_equal(np.asarray(recorded.images[0]), np.asarray(plain.images[0]))
     with Image.open(tmp_path / "run-0001" / "sample-0.png") as sheet:
-        assert sheet.size == (60 + 4 * 66, 14 + 2 * 66)
+        assert sheet.size == (60 + 4 * 66, 14 + 3 * 66)  # latents, guided, safety
 
 
 def test_a_record_that_cannot_be_written_withholds_the_pictures(
-    pipe: Any, contribute: Callable[..., None], tmp_path: Path
+    pipe: Any, plugin_catalogue: Callable[..., None], tmp_path: Path
 ) -> None:
-    contribute(*sld_step_recorder.sld_step_hooks())
+    plugin_catalogue(*sld_step_recorder.sld_step_hooks())
     (tmp_path / "file").write_text("")
     policy = recording(tmp_path / "file" / "records")
     result = SafetyEngine(pipe, policy).generate("a cat", num_inference_steps=3, guidance_scale=4.0)

@@ -37,8 +37,10 @@ class Filter:
         return [self.word(context.prompt) for context in contexts]
 
 
-def contributed(contribute: Contribute, *filters: Filter) -> None:
-    contribute(*(PostFilterKind(name=each.name, create=lambda options, each=each: each) for each in filters))
+def contributed(plugin_catalogue: Contribute, *filters: Filter) -> None:
+    plugin_catalogue(
+        *(PostFilterKind(name=each.name, create=lambda options, each=each: each) for each in filters)
+    )
 
 
 def flags(name: str, word: str) -> Filter:
@@ -49,9 +51,9 @@ def shown(result: Result) -> list[bool]:
     return [bool(np.asarray(image).any()) for image in result.images]
 
 
-def test_each_filter_runs_once_and_blackens_what_it_flags(pipe: Any, contribute: Contribute) -> None:
+def test_each_filter_runs_once_and_blackens_what_it_flags(pipe: Any, plugin_catalogue: Contribute) -> None:
     house, tree = flags("house", "house"), flags("tree", "tree")
-    contributed(contribute, house, tree)
+    contributed(plugin_catalogue, house, tree)
     plain = SafetyEngine(pipe, "off").generate(PROMPTS, **FAST)
     result = SafetyEngine(pipe, SafetyPolicy.parse("filters: [house, {use: tree, on_flag: flag}]")).generate(
         PROMPTS, **FAST
@@ -66,10 +68,10 @@ def test_each_filter_runs_once_and_blackens_what_it_flags(pipe: Any, contribute:
 
 
 def test_a_filter_reviews_only_the_pictures_of_policies_that_name_it(
-    pipe: Any, contribute: Contribute
+    pipe: Any, plugin_catalogue: Contribute
 ) -> None:
     house = flags("house", "house")
-    contributed(contribute, house)
+    contributed(plugin_catalogue, house)
     policies = [
         SafetyPolicy.parse("filters: [house]"),
         SafetyPolicy.preset("off"),
@@ -98,9 +100,9 @@ def raising(prompt: str) -> Any:
     ],
 )
 def test_a_filter_that_fails_withholds_the_pictures_it_was_to_review(
-    pipe: Any, contribute: Contribute, word: Callable[[str], Any], error: str
+    pipe: Any, plugin_catalogue: Contribute, word: Callable[[str], Any], error: str
 ) -> None:
-    contributed(contribute, Filter("faulty", word))
+    contributed(plugin_catalogue, Filter("faulty", word))
     policies = [SafetyPolicy.parse("filters: [faulty]"), SafetyPolicy.preset("off")]
     result = SafetyEngine(pipe, "off").generate(PROMPTS[:2], policies=policies, **FAST)
     assert shown(result) == [False, True]
@@ -110,31 +112,31 @@ def test_a_filter_that_fails_withholds_the_pictures_it_was_to_review(
     assert re.search(error, failure.error)
 
 
-def test_too_few_verdicts_withhold_all_of_them(pipe: Any, contribute: Contribute) -> None:
+def test_too_few_verdicts_withhold_all_of_them(pipe: Any, plugin_catalogue: Contribute) -> None:
     class Short(Filter):
         def review(self, pictures: Any, contexts: Any) -> list[Any]:
             return super().review(pictures, contexts)[:-1]
 
-    contributed(contribute, Short("short", lambda prompt: Verdict("short", "1", False)))
+    contributed(plugin_catalogue, Short("short", lambda prompt: Verdict("short", "1", False)))
     result = SafetyEngine(pipe, SafetyPolicy.parse("filters: [short]")).generate(PROMPTS, **FAST)
     assert shown(result) == [False] * 3
     assert result.reports[0].errors[0].error == "ValueError: 2 verdicts for 3"
 
 
-def test_on_error_raise_raises(pipe: Any, contribute: Contribute) -> None:
-    contributed(contribute, Filter("faulty", raising))
+def test_on_error_raise_raises(pipe: Any, plugin_catalogue: Contribute) -> None:
+    contributed(plugin_catalogue, Filter("faulty", raising))
     policy = SafetyPolicy.parse("filters: [faulty]\non_error: raise")
     with pytest.raises(SafetyFailure, match="faulty: OSError: the disk is gone"):
         SafetyEngine(pipe, policy).generate(PROMPTS[0], **FAST)
 
 
 def test_a_filter_that_cannot_be_made_is_an_error_before_the_first_step(
-    pipe: Any, contribute: Contribute
+    pipe: Any, plugin_catalogue: Contribute
 ) -> None:
     def create(options: Any) -> Any:
         raise FileNotFoundError("no weights")
 
-    contribute(PostFilterKind(name="faulty", create=create))
+    plugin_catalogue(PostFilterKind(name="faulty", create=create))
     steps: list[int] = []
     pipe.unet.register_forward_pre_hook(lambda *_: steps.append(1))
     with pytest.raises(PluginError, match=r"filter 'faulty' cannot be made: FileNotFoundError: no weights"):
@@ -142,36 +144,36 @@ def test_a_filter_that_cannot_be_made_is_an_error_before_the_first_step(
     assert not steps
 
 
-def test_a_filter_is_made_once_for_an_engine(pipe: Any, contribute: Contribute) -> None:
+def test_a_filter_is_made_once_for_an_engine(pipe: Any, plugin_catalogue: Contribute) -> None:
     made: list[int] = []
 
     def create(options: Any) -> Any:
         made.append(1)
         return flags("house", "house")
 
-    contribute(PostFilterKind(name="house", create=create))
+    plugin_catalogue(PostFilterKind(name="house", create=create))
     engine = SafetyEngine(pipe, SafetyPolicy.parse("filters: [house]"))
     engine.generate(PROMPTS[0], **FAST)
     engine.generate(PROMPTS[1], **FAST)
     assert made == [1]
 
 
-def test_a_flagged_prompt_gives_no_picture(pipe: Any, contribute: Contribute) -> None:
+def test_a_flagged_prompt_gives_no_picture(pipe: Any, plugin_catalogue: Contribute) -> None:
     class Words:
         name, version = "words", "1.0"
 
         def review(self, prompts: Sequence[str]) -> list[Verdict]:
             return [Verdict("words", "1.0", "house" in prompt) for prompt in prompts]
 
-    contribute(PromptFilterKind(name="words", create=lambda options: Words()))
+    plugin_catalogue(PromptFilterKind(name="words", create=lambda options: Words()))
     result = SafetyEngine(pipe, SafetyPolicy.parse("prompt_filters: [words]")).generate(PROMPTS, **FAST)
     assert [report.action for report in result.reports] == ["none", "black", "none"]
     assert shown(result) == [True, False, True]
 
 
-def test_a_picture_that_is_withheld_already_is_not_reviewed(pipe: Any, contribute: Contribute) -> None:
+def test_a_picture_that_is_withheld_already_is_not_reviewed(pipe: Any, plugin_catalogue: Contribute) -> None:
     house = flags("house", "house")
-    contributed(contribute, house)
+    contributed(plugin_catalogue, house)
 
     class Spoil:
         name, version = "spoil", "1"

@@ -11,6 +11,8 @@ from made_plugins import Site, installed, window
 from sldcore.errors import PluginError
 from sldcore.plugins.discovery import Selection, discover
 
+pytestmark = pytest.mark.sldcore_plugins
+
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:

@@ -11,6 +11,8 @@ from sldcore.contributions import WindowKind
 from sldcore.errors import PluginError
 from sldcore.plugins import Plugins
 
+pytestmark = pytest.mark.sldcore_plugins
+
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:

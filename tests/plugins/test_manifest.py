@@ -12,6 +12,8 @@ from sldcore.contributions import ConceptProvider, WindowKind
 from sldcore.plugins.manifest import FILE_NAME
 from sldcore.plugins.records import Status
 
+pytestmark = pytest.mark.sldcore_plugins
+
 HALF = "api: 1\ncontributes: {window: [half]}\n"
 HEIGHTS = "api: 1\ncontributes: {concept pack: [heights]}\npacks: [heights.yaml]\n"
 

@@ -8,6 +8,8 @@ from made_plugins import Site, installed, window
 
 from sldcore.errors import PluginError
 
+pytestmark = pytest.mark.sldcore_plugins
+
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:

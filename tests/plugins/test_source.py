@@ -15,6 +15,8 @@ from sldcore.errors import PluginError
 from sldcore.plugins import Plugins
 from sldcore.plugins.records import Status
 
+pytestmark = pytest.mark.sldcore_plugins
+
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:

@@ -15,11 +15,11 @@ def quantities(predictions: Predictions, guided: Tensor) -> dict[str, Tensor]:
     """The tensors of a step by name, [B, C, H, W] each, in float32.
 
     ``uncond`` and ``cond`` are the denoiser's predictions, ``guided`` the safe conditional prediction, and ``safety`` what was
-    subtracted, cond - guided. ``latents`` are there where the run shows them to hooks.
+    subtracted, cond - guided. ``latents`` are what the denoiser looked at.
     """
     uncond, cond, guided = predictions.uncond.float(), predictions.cond.float(), guided.float()
     seen = {"uncond": uncond, "cond": cond, "guided": guided, "safety": cond - guided}
-    latents = getattr(predictions, "latents", None)
+    latents = predictions.latents
     return seen if latents is None else {"latents": latents.float(), **seen}
 
 

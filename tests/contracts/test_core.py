@@ -1,0 +1,51 @@
+"""Core's own contributions pass the contracts that plugins are measured by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sldcore import builtin
+from sldcore.contributions import KINDS, Contribution, WindowKind
+from sldcore.testing import FamilyContract
+from sldcore.testing.check import case_of, names_of_tests
+from sldcore.testing.contracts import CONTRACTS
+
+# Policies give the core's windows both ends, so they have no defaults.
+ATTRIBUTES: dict[type[Contribution], dict[str, Any]] = {WindowKind: {"options": {"start": 0.2, "stop": None}}}
+CONTRIBUTIONS = [entry.contribution for entry in builtin.entries()]
+
+
+@pytest.mark.parametrize(
+    ("contribution", "test"),
+    [
+        pytest.param(each, test, id=f"{each.kind} {each.name}: {test}")
+        for each in CONTRIBUTIONS
+        for test in names_of_tests(CONTRACTS[type(each)])
+    ],
+)
+def test_core_contribution_keeps_its_contract(contribution: Contribution, test: str) -> None:
+    case = case_of(contribution, **ATTRIBUTES.get(type(contribution), {}))
+    getattr(case(), test)()
+
+
+class TestStableDiffusionOnRealComponents(FamilyContract):
+    """The family once more, on diffusers' own pipeline and transformers' own text encoder."""
+
+    (contribution,) = (each for each in CONTRIBUTIONS if each.name == "stable-diffusion")
+
+    @pytest.fixture(autouse=True)
+    def _real(self, parts: dict[str, Any]) -> None:
+        import tiny_pipelines
+
+        self.pipeline = tiny_pipelines.pipeline(**parts)
+
+
+def test_every_kind_has_a_contract() -> None:
+    assert set(CONTRACTS) == set(KINDS)
+
+
+def test_every_kind_of_the_core_is_tested() -> None:
+    kinds = {type(each).__name__ for each in CONTRIBUTIONS}
+    assert kinds >= {"ConceptProvider", "GuidanceMethod", "WindowKind", "SchedulerKind", "FamilyKind"}
