@@ -16,7 +16,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## generate a picture with and without safety guidance into out/demo
-	$(BIN)/sld generate "a red knight on a meadow" --model playground --policy max --compare --seed 5 \
+	$(BIN)/sld generate "a red knight on a meadow" --model playground --policy max --compare \
 		--guidance-scale 4 --out $(DEMO) --overwrite
 
 test: $(STAMP)  ## run the tests

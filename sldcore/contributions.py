@@ -10,6 +10,7 @@ belongs into the factory: contributions are made when names are listed, objects 
     ├── SchedulerKind       a noise scheduler         policy: scheduler: NAME
     ├── PostFilterKind      a review of pictures      policy: filters: [NAME]
     ├── PromptFilterKind    a review of prompts       policy: prompt_filters: [NAME]
+    ├── MarkKind            a mark on pictures        policy: marks: [NAME]
     ├── StepHookKind        code in the loop          policy: step_hooks: [NAME]
     ├── FamilyKind          a kind of pipeline        found by the class of the pipeline
     └── Command             a command of ``sld``      command line: sld NAME
@@ -30,7 +31,7 @@ from sldcore.errors import PluginError
 if TYPE_CHECKING:
     from sldcore.concepts import ConceptPack
     from sldcore.families.base import Family
-    from sldcore.filters.base import PostFilter, PromptFilter
+    from sldcore.filters.base import Mark, PostFilter, PromptFilter
     from sldcore.guidance.base import Guidance, StepHook
     from sldcore.types import Step
 
@@ -132,6 +133,14 @@ class PromptFilterKind(_Ordered):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MarkKind(_Ordered):
+    """A mark on pictures that are shown; ``create(options)`` returns a :class:`sldcore.filters.base.Mark`."""
+
+    kind: ClassVar[str] = "mark"
+    create: Callable[[Any], Mark]
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepHookKind(_Ordered):
     """Code in the denoising loop; ``create(options)`` returns a :class:`sldcore.guidance.base.StepHook`.
 
@@ -166,6 +175,7 @@ KINDS: Final[tuple[type[Contribution], ...]] = (
     SchedulerKind,
     PostFilterKind,
     PromptFilterKind,
+    MarkKind,
     StepHookKind,
     FamilyKind,
     Command,

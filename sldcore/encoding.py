@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sldcore.concepts import resolve
 from sldcore.embeddings import read_embedding
 from sldcore.errors import ConceptError, listed
-from sldcore.families.base import EncodesTokens, Family, TextOptions
+from sldcore.families.base import EncodesTokens, EncodesVectors, Family, TextOptions
 from sldcore.policy import SafetyPolicy
 from sldcore.policy_parts import Window
 from sldcore.splitting import split_to_window
@@ -206,3 +208,17 @@ def _fitted(
             )
         fitted[name] = states.repeat(1, times, 1) if states.ndim == 3 else states
     return fitted
+
+
+def text_vectors(family: Family, pipe: Any, texts: Sequence[str]) -> NDArray[np.float32]:
+    """One vector of length one per text, [len(texts), D], by the pipeline's own text encoder.
+
+    Where the family knows of no vector for a whole text, the mean of the text's states.
+    """
+    if isinstance(family, EncodesVectors):
+        vectors = family.text_vectors(pipe, texts)
+    else:
+        states = next(iter(family.encode(pipe, texts, TextOptions()).values()))
+        vectors = states.mean(1) if states.ndim > 2 else states  # [N, L, D] to [N, D]
+    normal = torch.nn.functional.normalize(vectors.float(), dim=1).cpu().numpy()
+    return np.asarray(normal, dtype=np.float32)

@@ -1,61 +1,55 @@
 """The engine: applies policies to a diffusers pipeline and gives back only what may be shown.
 
-resolve → encode → review of prompts → denoise → review of pictures → result
+resolve → encode → review of prompts → denoise → review of pictures → further attempts → actions → result
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from diffusers.image_processor import VaeImageProcessor
 from numpy.typing import NDArray
 
+from sldcore import regeneration
 from sldcore.catalogue import current, using
-from sldcore.encoding import ConceptEncoder, RunConcepts
+from sldcore.encoding import ConceptEncoder, text_vectors
 from sldcore.errors import GuidanceError, SafetyFailure
 from sldcore.families import family_of
-from sldcore.families.base import TextOptions
-from sldcore.filters.base import PictureContext
+from sldcore.families.base import TextOptions, picture_size
+from sldcore.filters.base import PictureContext, PromptContext
 from sldcore.filters.chain import Chain, Findings
 from sldcore.filters.pipeline_checker import CheckerReview, reviewing
 from sldcore.guidance.base import StepHook
 from sldcore.policy import SafetyPolicy
 from sldcore.provenance import library_versions
+from sldcore.regeneration import Retry
+from sldcore.request import Request, Sample, prompts_of, wants_arrays
 from sldcore.resolution import catalogue_for
+from sldcore.review import CHECKER, Made, action_of, blocking, decide, mark, picture_of, reason_of
 from sldcore.session import Session, as_policy
-from sldcore.tracing import Tracer
-from sldcore.types import Failure, Report, Result, Schedule, Trace, Verdict
-
-logger = logging.getLogger(__name__)
-
-OUTPUT_TYPES: Final = ("pil", "np")
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One picture to make."""
-
-    prompt: str
-    seed: int | None
-    policy: SafetyPolicy
+from sldcore.tracing import empty_trace, replaced_samples
+from sldcore.types import Failure, Report, Result, Trace
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one pipeline call gave: pictures as the pipeline made them, and what must happen to each.
+    """What one pipeline call gave: pictures as the pipeline made them, what must happen to each, and the trace."""
 
-    ``pixels`` float [B, H, W, 3] in 0..1. They have not been acted upon: use :meth:`shown`.
-    """
-
-    pixels: NDArray[np.float32]
-    reports: tuple[Report, ...]
+    made: tuple[Made, ...]
     trace: Trace
+
+    @property
+    def reports(self) -> tuple[Report, ...]:
+        """One report per picture."""
+        return tuple(each.report for each in self.made)
+
+    @property
+    def pixels(self) -> NDArray[np.float32]:
+        """The pictures as they were made, [B, H, W, 3] in 0..1. They have not been acted upon: use :meth:`shown`."""
+        return np.stack([each.pixels for each in self.made])
 
     def shown(self) -> NDArray[np.float32]:
         """The pixels that may be shown: pictures that are withheld are black."""
@@ -81,8 +75,8 @@ class SafetyEngine:
         self.policy = as_policy(policy)
         self._catalogue = current()
         self._family = family_of(pipe)
-        self._chain = Chain()
         self._encoder = ConceptEncoder(pipe, self._family)
+        self._chain = Chain()
         self._hooks = tuple(step_hooks)
         self._call: Callable[..., Any] = getattr(pipe, "plain_call", pipe)
 
@@ -106,21 +100,28 @@ class SafetyEngine:
             **pipeline_arguments: passed to the pipeline (steps, guidance_scale, negative_prompt, image, ...).
 
         Returns:
-            Pictures in the pipeline's order, all of a prompt together. A withheld picture is black; its report
-            says why.
+            Pictures in the pipeline's order, all of a prompt together, after the actions of their policies. A withheld
+            picture is black, a dropped one None; its report says why.
 
         Raises:
             ConfigurationError: the request cannot be carried out as it stands; nothing was generated.
             SessionError: the pipeline is in use by another session.
-            SafetyFailure: safety failed and the policy says ``on_error: raise``.
+            SafetyFailure: a policy says ``raise`` for what happened.
         """
-        samples = self._samples(prompt, seed, num_images, policies, pipeline_arguments)
         as_arrays = wants_arrays(pipeline_arguments.pop("output_type", "pil"))
-        arguments = self._call_arguments(prompt, samples, num_images, pipeline_arguments)
-        outcome = self.denoise(samples, arguments)
-        shown = outcome.shown()
-        images = list(shown) if as_arrays else VaeImageProcessor.numpy_to_pil(shown)
-        return Result(images, outcome.reports, outcome.trace, self._provenance(samples, arguments))
+        prompts = len(prompts_of(prompt, pipeline_arguments))
+        chosen = [self.policy] * prompts if policies is None else [as_policy(each) for each in policies]
+        request = Request.of(prompt, seed, num_images, chosen, pipeline_arguments)
+        used = [sample.policy for sample in request.samples]
+        regeneration.check(used, [sample.seed for sample in request.samples], pipeline_arguments)
+        self._require_guidance_scale(used, pipeline_arguments)
+        with using(self._catalogue), using(catalogue_for(used)):
+            self._chain.prepare(dict.fromkeys(used))
+            outcome = self._first(request)
+            outcome = self._further(request, outcome)
+            images = [picture_of(each, each.context.policy, as_arrays) for each in outcome.made]
+            mark(self._chain, outcome.made, images, as_arrays)
+        return Result(images, outcome.reports, outcome.trace, self._provenance(outcome, request))
 
     def denoise(self, samples: Sequence[Sample], arguments: Mapping[str, Any]) -> Outcome:
         """One pipeline call for ``samples`` with the pipeline's own ``arguments``, guided and reviewed."""
@@ -129,9 +130,7 @@ class SafetyEngine:
         with using(self._catalogue), using(catalogue_for(policies)):
             self._chain.prepare(dict.fromkeys(policies))
             session = Session(self.pipe, self._family, self._encoder, policies, self._hooks, strict=False)
-            lora_scale = (arguments.get("cross_attention_kwargs") or {}).get("scale")
-            concepts = session.concepts(TextOptions(arguments.get("clip_skip"), lora_scale))
-            on_prompts = self._chain.prompts([sample.prompt for sample in samples], policies)
+            concepts = session.concepts(_text_options(arguments))
             with session.active(), reviewing(self.pipe) as checker:
                 output = self._call(**{**arguments, "output_type": "np", "return_dict": True})
             pixels = np.asarray(output.images, dtype=np.float32)
@@ -140,63 +139,106 @@ class SafetyEngine:
                     f"the pipeline returned {len(pixels)} pictures for {len(samples)} samples; none is shown"
                 )
             failures = _failures(session, samples, pixels, checker)
-            pixels = np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0)
-            contexts = [PictureContext(sample.prompt, sample.seed, sample.policy) for sample in samples]
-            on_pictures = self._chain.pictures(pixels, contexts, [bool(each) for each in failures])
-        findings = [
-            _together(prompt, picture, checker.of(index)[0], failures[index], samples[index])
-            for index, (prompt, picture) in enumerate(zip(on_prompts, on_pictures, strict=True))
-        ]
-        reports = tuple(
-            _report(index, sample, session, concepts, findings[index]) for index, sample in enumerate(samples)
-        )
-        return Outcome(pixels, reports, _trace(session, samples))
-
-    def _samples(
-        self,
-        prompt: str | Sequence[str] | None,
-        seed: int | Sequence[int] | None,
-        num_images: int,
-        policies: Sequence[SafetyPolicy | str] | None,
-        arguments: Mapping[str, Any],
-    ) -> list[Sample]:
-        if num_images < 1:
-            raise GuidanceError(f"num_images is {num_images}; ask for at least one picture per prompt")
-        prompts = prompts_of(prompt, arguments)
-        chosen = (
-            [self.policy] * len(prompts) if policies is None else [as_policy(policy) for policy in policies]
-        )
-        if len(chosen) != len(prompts):
-            raise GuidanceError(f"{len(chosen)} policies for {len(prompts)} prompts; give one per prompt")
-        seeds = _seeds(seed, len(prompts), num_images)
-        return [
-            Sample(text, seeds[number * num_images + image], policy)
-            for number, (text, policy) in enumerate(zip(prompts, chosen, strict=True))
-            for image in range(num_images)
-        ]
-
-    def _call_arguments(
-        self, prompt: Any, samples: Sequence[Sample], num_images: int, arguments: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        taken = {"num_images_per_prompt": "num_images", "return_dict": None}
-        for name, instead in taken.items():
-            if name in arguments:
-                use = f"use {instead} instead" if instead else "the engine always returns a Result"
-                raise GuidanceError(f"{name} is not an argument of the engine; {use}")
-        call = dict(arguments)
-        if prompt is not None:
-            call["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
-        negative = call.get("negative_prompt")
-        if isinstance(negative, str) and isinstance(call.get("prompt"), list):
-            call["negative_prompt"] = [negative] * len(call["prompt"])
-        if samples[0].seed is not None:
-            if "generator" in call:
-                raise GuidanceError("give either seed or generator; pass seed=None to use your own generator")
-            call["generator"] = [
-                torch.Generator("cpu").manual_seed(s.seed) for s in samples if s.seed is not None
+            pixels, trace = np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0), _trace(session, samples)
+            contexts = [
+                PictureContext(
+                    sample.prompt,
+                    sample.seed,
+                    sample.policy,
+                    concepts.texts_of(sample.policy),
+                    trace.heat[index],
+                )
+                for index, sample in enumerate(samples)
             ]
-        call["num_images_per_prompt"] = num_images
-        return call
+            findings = self._chain.pictures(pixels, contexts, [bool(each) for each in failures])
+        made = []
+        for index, (sample, found) in enumerate(zip(samples, findings, strict=True)):
+            found.failures[:0] = failures[index]
+            for verdict in checker.of(index)[0]:
+                found.verdicts.insert(0, verdict)
+                found.flagged_by += [(CHECKER, verdict)] if verdict.flagged else []
+            report = _report(
+                sample, contexts[index], 0 if session.run is None else session.run.rows_of(index)
+            )
+            made.append(Made(pixels[index], decide(report, found, sample.policy), found, contexts[index]))
+        return Outcome(tuple(made), trace)
+
+    def _first(self, request: Request) -> Outcome:
+        """The first attempt at every picture whose prompt passes the prompt filters."""
+        on_prompts = self._review_prompts(request)
+        gone = [
+            _stopped(findings, sample.policy)
+            for findings, sample in zip(on_prompts, request.samples, strict=True)
+        ]
+        kept = [index for index, out in enumerate(gone) if not out]
+        if len(kept) == len(gone):
+            outcome = self.denoise(request.samples, request.call())
+        else:
+            outcome = self._without(request, on_prompts)
+            if kept:
+                part = request.part(kept, [request.samples[index] for index in kept])
+                outcome = _replaced(outcome, kept, self.denoise(part.samples, part.call()))
+        for index in kept:
+            each, before = outcome.made[index], on_prompts[index]
+            each.findings.verdicts[:0] = before.verdicts
+            each.findings.failures[:0] = before.failures
+            each.findings.flagged_by[:0] = before.flagged_by
+            each.report = decide(each.report, each.findings, request.samples[index].policy)
+        return outcome
+
+    def _further(self, request: Request, outcome: Outcome) -> Outcome:
+        """Further attempts at pictures that were flagged, where their policies say so."""
+        attempt = 1
+        while retries := self._retries(request, outcome, attempt):
+            chosen = [retry.index for retry in retries]
+            samples = [Sample(request.samples[r.index].prompt, r.seed, r.policy) for r in retries]
+            self._chain.prepare(dict.fromkeys(sample.policy for sample in samples))
+            part = request.part(chosen, samples)
+            later = self.denoise(part.samples, part.call())
+            for index, made in zip(chosen, later.made, strict=True):
+                made.report = regeneration.joined(outcome.made[index].report, made.report)
+            outcome = _replaced(outcome, chosen, later)
+            attempt += 1
+        return outcome
+
+    def _retries(self, request: Request, outcome: Outcome, attempt: int) -> list[Retry]:
+        found = []
+        for index, made in enumerate(outcome.made):
+            seed = request.samples[index].seed
+            if made.report.attempts == attempt and made.report.action != "block" and seed is not None:
+                retry = regeneration.retry_of(
+                    index, seed, attempt, made.context.policy, made.findings.flagged_by
+                )
+                found += [retry] if retry is not None else []
+        return found
+
+    def _review_prompts(self, request: Request) -> list[Findings]:
+        """Findings per sample; each prompt is reviewed once for each policy."""
+        asked = dict.fromkeys((sample.prompt, sample.policy) for sample in request.samples)
+        if not any(policy.prompt_filters for _, policy in asked):
+            return [Findings() for _ in request.samples]
+        options = _text_options(request.arguments)
+        concepts = self._encoder.prepare([policy for _, policy in asked], options)
+
+        def encode(texts: Sequence[str]) -> NDArray[np.float32]:
+            return text_vectors(self._family, self.pipe, texts)
+
+        contexts = [PromptContext(policy, concepts.texts_of(policy), encode) for _, policy in asked]
+        findings = dict(zip(asked, self._chain.prompts([text for text, _ in asked], contexts), strict=True))
+        return [
+            Findings(list(own.verdicts), list(own.failures), list(own.flagged_by))
+            for own in (findings[sample.prompt, sample.policy] for sample in request.samples)
+        ]
+
+    def _without(self, request: Request, findings: Sequence[Findings]) -> Outcome:
+        """Pictures that are not made: black, of the size that they would have had."""
+        height, width = picture_size(self._family.denoiser(self.pipe), self.pipe, request.arguments)
+        made = []
+        for sample, found in zip(request.samples, findings, strict=True):
+            context = PictureContext(sample.prompt, sample.seed, sample.policy)
+            report = decide(_report(sample, context, 0), found, sample.policy)
+            made.append(Made(np.zeros((height, width, 3), np.float32), report, found, context))
+        return Outcome(tuple(made), empty_trace(len(made)))
 
     def _require_guidance_scale(self, policies: Sequence[SafetyPolicy], arguments: Mapping[str, Any]) -> None:
         """Refuse at once what the hook would refuse at the first step."""
@@ -209,72 +251,22 @@ class SafetyEngine:
                 f"Use guidance_scale > 1, or the policy 'off'"
             )
 
-    def _provenance(self, samples: Sequence[Sample], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def _provenance(self, outcome: Outcome, request: Request) -> dict[str, Any]:
         denoiser = self._family.denoiser(self.pipe)
+        arguments = {**request.arguments, "num_images_per_prompt": request.num_images}
+        policies = dict.fromkeys(
+            [*(sample.policy for sample in request.samples), *(each.context.policy for each in outcome.made)]
+        )
         return {
             "model": str(self.pipe.name_or_path or type(self.pipe).__name__),
             "model_class": type(self.pipe).__name__,
-            "arguments": {
-                name: value for name, value in arguments.items() if name != "prompt" and _is_plain(value)
-            },
+            "arguments": {name: value for name, value in arguments.items() if _is_plain(value)},
             "scheduler": type(self.pipe.scheduler).__name__,
             "versions": library_versions(),
             "device": str(self.pipe._execution_device),
             "dtype": str(next(denoiser.parameters()).dtype).removeprefix("torch."),
-            "policies": {
-                policy.digest: policy.dump() for policy in dict.fromkeys(sample.policy for sample in samples)
-            },
+            "policies": {policy.digest: policy.dump() for policy in policies},
         }
-
-
-def prompts_of(prompt: str | Sequence[str] | None, arguments: Mapping[str, Any]) -> list[str]:
-    """The prompts of a call as texts, empty ones where it brings embeddings.
-
-    Raises:
-        GuidanceError: there is no prompt.
-    """
-    if prompt is None:
-        embeds = arguments.get("prompt_embeds")
-        if embeds is None:
-            raise GuidanceError(
-                "there is no prompt; give a text, a list of texts, or prompt=None with prompt_embeds"
-            )
-        return [""] * int(embeds.shape[0])
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise GuidanceError("prompt must be a text or a list with at least one text")
-    return prompts
-
-
-def _seeds(seed: int | Sequence[int] | None, prompts: int, num_images: int) -> list[int | None]:
-    """One seed per picture, in the pipeline's order."""
-    if seed is None:
-        return [None] * (prompts * num_images)
-    if isinstance(seed, int):
-        return [seed + image for _ in range(prompts) for image in range(num_images)]
-    given = [int(each) for each in seed]
-    if len(given) == prompts * num_images:
-        return list(given)
-    if len(given) == prompts:
-        return [first + image for first in given for image in range(num_images)]
-    raise GuidanceError(
-        f"{len(given)} seeds for {prompts} prompts with {num_images} pictures each; give one number, one per prompt, or "
-        f"one per picture ({prompts * num_images})"
-    )
-
-
-def wants_arrays(output_type: Any) -> bool:
-    """True for ``np``, False for ``pil``.
-
-    Raises:
-        GuidanceError: anything else, which could not be reviewed.
-    """
-    if output_type not in OUTPUT_TYPES:
-        raise GuidanceError(
-            f"output_type '{output_type}' is not available: pictures must be decoded to be reviewed; use pil or np, or guard() "
-            f"and your own call of the pipeline"
-        )
-    return bool(output_type == "np")
 
 
 def _failures(
@@ -302,53 +294,49 @@ def _failures(
     return [tuple(failures) for failures in found]
 
 
-def _together(
-    on_prompt: Findings,
-    on_picture: Findings,
-    checker: tuple[Verdict, ...],
-    failures: tuple[Failure, ...],
-    sample: Sample,
-) -> Findings:
-    """All that is known of one picture; raises where its policy says so."""
-    whole = Findings(
-        verdicts=[*on_prompt.verdicts, *checker, *on_picture.verdicts],
-        failures=[*failures, *on_prompt.failures, *on_picture.failures],
-        black=on_prompt.black or on_picture.black or any(verdict.flagged for verdict in checker),
-    )
-    if whole.failures and sample.policy.on_error == "raise":
-        first = whole.failures[0]
-        raise SafetyFailure(f"{first.source}: {first.error} (policy '{sample.policy.name}')")
-    return whole
-
-
-def _report(
-    index: int, sample: Sample, session: Session, concepts: RunConcepts, findings: Findings
-) -> Report:
-    report = Report(
+def _report(sample: Sample, context: PictureContext, rows: int) -> Report:
+    return Report(
         prompt=sample.prompt,
         seed=sample.seed,
         policy=sample.policy.name,
         policy_digest=sample.policy.digest,
-        concepts=concepts.texts_of(sample.policy),
-        verdicts=tuple(findings.verdicts),
-        errors=tuple(findings.failures),
-        rows=0 if session.run is None else session.run.rows_of(index),
+        concepts=context.concepts,
+        rows=rows,
     )
-    if report.errors:
-        logger.warning(
-            "picture %d is withheld: %s: %s", index, report.errors[0].source, report.errors[0].error
-        )
-        return replace(report, action="block")
-    if findings.black:
-        return replace(report, action="black")
-    return replace(report, action="flag") if report.flagged else report
+
+
+def _stopped(findings: Findings, policy: SafetyPolicy) -> bool:
+    """Whether a prompt filter keeps a picture from being made.
+
+    Raises:
+        SafetyFailure: the policy says ``raise``.
+    """
+    for use, _ in findings.flagged_by:
+        if action_of(use).do == "raise":
+            raise SafetyFailure(f"{reason_of(findings)} (policy '{policy.name}')")
+    return blocking(findings.failures, policy) or any(
+        action_of(use).do != "flag" for use, _ in findings.flagged_by
+    )
+
+
+def _replaced(outcome: Outcome, chosen: Sequence[int], later: Outcome) -> Outcome:
+    """``outcome`` with some pictures replaced by those of a later call."""
+    made = list(outcome.made)
+    for index, each in zip(chosen, later.made, strict=True):
+        made[index] = each
+    return Outcome(tuple(made), replaced_samples(outcome.trace, chosen, later.trace))
+
+
+def _text_options(arguments: Mapping[str, Any]) -> TextOptions:
+    lora_scale = (arguments.get("cross_attention_kwargs") or {}).get("scale")
+    return TextOptions(arguments.get("clip_skip"), lora_scale)
 
 
 def _trace(session: Session, samples: Sequence[Sample]) -> Trace:
     """The run's trace, or an empty one for a run without classifier-free guidance."""
     if session.run is not None:
         return session.run.trace
-    return Tracer((), len(samples), Schedule((), (), ())).trace
+    return empty_trace(len(samples))
 
 
 def _is_plain(value: Any) -> bool:

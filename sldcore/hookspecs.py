@@ -21,6 +21,7 @@ from sldcore.contributions import (
     ConceptProvider,
     FamilyKind,
     GuidanceMethod,
+    MarkKind,
     PostFilterKind,
     PromptFilterKind,
     SchedulerKind,
@@ -137,7 +138,7 @@ def sld_prompt_filters() -> list[PromptFilterKind]:  # type: ignore[empty-body]
 
         class Shouting:
             name, version = "shouting", "1.0"
-            def review(self, prompts):
+            def review(self, prompts, contexts):
                 return [Verdict("shouting", "1.0", prompt.isupper(), reason="all capitals") for prompt in prompts]
 
         @hookimpl
@@ -145,6 +146,27 @@ def sld_prompt_filters() -> list[PromptFilterKind]:  # type: ignore[empty-body]
             return [PromptFilterKind(name="shouting", create=lambda options: Shouting())]
 
     A policy then says ``prompt_filters: [shouting]``.
+    """
+
+
+@hookspec
+def sld_marks() -> list[MarkKind]:  # type: ignore[empty-body]
+    """Marks on pictures that are shown: watermarks, labels. They run last and never flag.
+
+        class Corner:  # a white square in the lower right corner
+            name, version = "corner", "1.0"
+            def mark(self, pictures, contexts):
+                marked = [picture.copy() for picture in pictures]
+                for picture in marked:
+                    width, height = picture.size
+                    picture.paste((255, 255, 255), (width - width // 8, height - height // 8, width, height))
+                return marked
+
+        @hookimpl
+        def sld_marks():
+            return [MarkKind(name="corner", create=lambda options: Corner())]
+
+    A policy then says ``marks: [corner]``.
     """
 
 

@@ -19,11 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 from sldcore.concepts import load_pack
-from sldcore.engine import Outcome, SafetyEngine, Sample, prompts_of, wants_arrays
+from sldcore.engine import Outcome, SafetyEngine
 from sldcore.errors import ConceptError
 from sldcore.loading import PLAYGROUND, safetensors_only
 from sldcore.playground import MODEL
 from sldcore.policy import ConceptUse, GuidanceSpec, SafetyPolicy, Window
+from sldcore.request import Sample, prompts_of, wants_arrays
 from sldcore.types import Report, Trace
 
 

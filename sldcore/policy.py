@@ -27,15 +27,27 @@ from sldcore.documents import (
     write_text_atomically,
 )
 from sldcore.errors import PolicyError, listed, nearest
-from sldcore.policy_parts import ConceptUse, FilterUse, GuidanceSpec, Options, SLDOptions, Use, Window
+from sldcore.policy_parts import (
+    Action,
+    ConceptUse,
+    FilterUse,
+    GuidanceSpec,
+    Options,
+    PromptFilterUse,
+    SLDOptions,
+    Use,
+    Window,
+)
 
 __all__ = [
     "PRESETS",
+    "Action",
     "ConceptUse",
     "FilterUse",
     "GuidanceSpec",
     "Options",
     "Preset",
+    "PromptFilterUse",
     "SLDOptions",
     "SafetyPolicy",
     "Use",
@@ -69,7 +81,8 @@ class Preset(StrEnum):
 class SafetyPolicy(Strict):
     """What safety means for a generation.
 
-    ``filters``, ``prompt_filters`` and ``step_hooks`` run in the order given. ``requires`` are distributions with versions
+    ``filters``, ``prompt_filters``, ``marks`` and ``step_hooks`` run in the order given; ``filter_mode: first_flag`` stops at the
+    first filter that flags a picture. ``requires`` are distributions with versions
     as pip writes them (``sld-guidance-sega>=1.0,<2``); they must be installed, or nothing starts. ``plugins`` are plugin
     files without a distribution; ``load`` reads them relative to the policy's folder, and refuses those outside it.
 
@@ -84,8 +97,10 @@ class SafetyPolicy(Strict):
     concepts: tuple[ConceptUse, ...] = ()
     scheduler: Use | None = None
     step_hooks: tuple[Use, ...] = ()
-    prompt_filters: tuple[FilterUse, ...] = ()
+    prompt_filters: tuple[PromptFilterUse, ...] = ()
     filters: tuple[FilterUse, ...] = ()
+    filter_mode: Literal["all", "first_flag"] = "all"
+    marks: tuple[Use, ...] = ()
     on_error: Literal["block", "raise"] = "block"
     requires: tuple[Requirement, ...] = ()
     plugins: tuple[str, ...] = ()
@@ -164,7 +179,7 @@ class SafetyPolicy(Strict):
     def dump(self, path: str | os.PathLike[str] | None = None) -> str:
         """The policy as YAML, complete; also written to ``path`` if given."""
         content = _whole(self.model_dump(mode="json"))
-        for name in ("concepts", "step_hooks", "prompt_filters", "filters"):
+        for name in ("concepts", "step_hooks", "prompt_filters", "filters", "marks"):
             content[name] = [_whole(_short(use)) for use in getattr(self, name)]
         if self.scheduler is not None:
             content["scheduler"] = _whole(_short(self.scheduler))
@@ -191,7 +206,7 @@ class SafetyPolicy(Strict):
         """The JSON schema of policy files."""
         schema = cls.model_json_schema()
         parts = schema["$defs"]
-        for use in ("ConceptUse", "Use", "FilterUse"):
+        for use in ("ConceptUse", "Use", "PromptFilterUse", "FilterUse", "Action"):
             parts[use] = {"anyOf": [{"type": "string"}, parts[use]]}
         several = parts["ConceptUse"]["anyOf"][1]["properties"]["use"]
         several["anyOf"].insert(0, {"type": "string"})

@@ -136,6 +136,15 @@ class SLDOptions(Strict):
     momentum_beta: Number = Field(default=0.4, ge=0, lt=1)
 
 
+def _probabilities(values: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+    for name, value in values.items():
+        if isinstance(value, bool | str) or not 0 <= value <= 1:
+            raise ValueError(f"the threshold of '{name}' must be a number in 0..1, got {value!r}")
+    return values
+
+
+Thresholds = Annotated[GivenOptions, AfterValidator(_probabilities)]
+
 NAME: Final = r"^[a-z0-9][a-z0-9_+-]*$"
 PackUse = Annotated[str, StringConstraints(pattern=r"^!?[a-z0-9][a-z0-9_-]*(/(\*|[a-z0-9][a-z0-9_-]*))?$")]
 
@@ -222,7 +231,82 @@ class Use(Strict):
         return {"use": data} if isinstance(data, str) else data
 
 
-class FilterUse(Use):
-    """A filter of a policy, and what happens to what it flags: ``black`` withholds it, ``flag`` only says so."""
+class Action(Strict):
+    """What happens to a flagged picture. A plain string stands for ``do``.
 
-    on_flag: Literal["black", "flag"] = "black"
+    ``flag`` shows it and says so; ``black``, ``blur``, ``pixelate`` and ``replace`` show something else; ``drop`` shows nothing;
+    ``raise`` raises. ``blur`` and ``pixelate`` destroy what they cover, the whole picture or the filter's boxes (``area``).
+    ``replace`` shows ``picture`` (a file), or a card with the reason. ``regenerate`` makes up to ``attempts`` further
+    pictures, each with a new seed, a stronger preset and the flagged category's concept as asked, and does ``then`` if the
+    last one is flagged too.
+    """
+
+    do: Literal["flag", "black", "blur", "pixelate", "replace", "drop", "raise", "regenerate"] = "black"
+    area: Literal["whole", "boxes"] = "whole"
+    picture: str | None = None
+    attempts: int = Field(default=3, ge=1, le=20)
+    new_seed: bool = True
+    stronger: bool = True
+    add_concept: bool = True
+    then: Literal["flag", "black", "blur", "pixelate", "replace", "drop", "raise"] = "black"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_string(cls, data: Any) -> Any:
+        return {"do": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _fields_of_do(self) -> Self:
+        own = {"blur": {"area"}, "pixelate": {"area"}, "replace": {"picture"}}
+        retry = {"attempts", "new_seed", "stronger", "add_concept", "then"}
+        allowed = retry if self.do == "regenerate" else own.get(self.do, set())
+        if foreign := self.model_fields_set - {"do"} - allowed:
+            raise ValueError(f"'{self.do}' takes no {listed(foreign)} (it takes: {listed(allowed)})")
+        if self.do == "regenerate" and not (self.new_seed or self.stronger or self.add_concept):
+            raise ValueError("regenerate must change something: new_seed, stronger or add_concept")
+        return self
+
+    @property
+    def final(self) -> Action:
+        """What is done when there are no further attempts."""
+        return Action(do=self.then) if self.do == "regenerate" else self
+
+
+class PromptFilterUse(Use):
+    """A prompt filter of a policy: ``threshold`` and ``thresholds`` (per category) in place of its own.
+
+    ``on_flag``: ``black`` withholds the prompt's pictures, which are not generated; ``flag`` only says so; ``raise`` raises.
+    ``shadow`` records and never acts. ``timeout`` in seconds. ``on_error``: the policy's, if it says nothing itself; ``allow``
+    shows what could not be reviewed, and the report says so.
+    """
+
+    on_flag: Literal["black", "flag", "raise"] = "black"
+    threshold: Number | None = Field(default=None, ge=0, le=1)
+    thresholds: Thresholds = Field(default_factory=lambda: Options({}), validate_default=True)
+    only: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    shadow: bool = False
+    timeout: Number = Field(default=120.0, gt=0)
+    on_error: Literal["block", "raise", "allow"] | None = None
+
+    @model_validator(mode="after")
+    def _only_or_ignore(self) -> Self:
+        if self.only and self.ignore:
+            raise ValueError("give 'only' or 'ignore', not both")
+        return self
+
+    @property
+    def judges(self) -> bool:
+        """True if the policy decides what is flagged, and not the filter alone."""
+        return self.threshold is not None or bool(self.thresholds or self.only or self.ignore)
+
+
+class FilterUse(PromptFilterUse):
+    """A post-filter of a policy. As :class:`PromptFilterUse`, with more actions.
+
+    ``concepts`` maps a category to the concept that ``regenerate`` adds for it, such as ``{gore: violence/gore}``; without it,
+    a category that ``inappropriate`` has too adds that.
+    """
+
+    on_flag: Action = Action()  # type: ignore[assignment]
+    concepts: GivenOptions = Field(default_factory=lambda: Options({}), validate_default=True)

@@ -17,18 +17,19 @@ from sldcore.concepts import resolve
 from sldcore.contributions import (
     Contribution,
     GuidanceMethod,
+    MarkKind,
     PostFilterKind,
     PromptFilterKind,
     SchedulerKind,
     StepHookKind,
 )
 from sldcore.errors import PluginError, PolicyError
-from sldcore.filters.base import PostFilter, PromptFilter
+from sldcore.filters.base import Mark, PostFilter, PromptFilter
 from sldcore.guidance.base import Guidance, StepHook
 from sldcore.guidance.windows import strength_of
-from sldcore.policy import FilterUse, GuidanceSpec, Options, SafetyPolicy, Use
+from sldcore.policy import FilterUse, GuidanceSpec, Options, PromptFilterUse, SafetyPolicy, Use
 
-K = TypeVar("K", PostFilterKind, PromptFilterKind, StepHookKind)
+K = TypeVar("K", PostFilterKind, PromptFilterKind, MarkKind, StepHookKind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ def _check(policy: SafetyPolicy) -> None:
     _in_order(StepHookKind, policy.step_hooks)
     _in_order(PromptFilterKind, policy.prompt_filters)
     _in_order(PostFilterKind, policy.filters)
+    _in_order(MarkKind, policy.marks)
 
 
 def resolve_policy(policy: SafetyPolicy) -> Resolved:
@@ -92,12 +94,17 @@ def resolve_policy(policy: SafetyPolicy) -> Resolved:
     return Resolved(method, spec, hooks)
 
 
+def marks_of(policy: SafetyPolicy) -> list[tuple[Use, MarkKind]]:
+    """The policy's marks in the order in which they run."""
+    return _in_order(MarkKind, policy.marks)
+
+
 def filters_of(policy: SafetyPolicy) -> list[tuple[FilterUse, PostFilterKind]]:
     """The policy's filters in the order in which they run."""
     return _in_order(PostFilterKind, policy.filters)
 
 
-def prompt_filters_of(policy: SafetyPolicy) -> list[tuple[FilterUse, PromptFilterKind]]:
+def prompt_filters_of(policy: SafetyPolicy) -> list[tuple[PromptFilterUse, PromptFilterKind]]:
     """The policy's prompt filters in the order in which they run."""
     return _in_order(PromptFilterKind, policy.prompt_filters)
 
@@ -113,7 +120,14 @@ def make_filter(kind: PostFilterKind, use: FilterUse) -> PostFilter:
     return made
 
 
-def make_prompt_filter(kind: PromptFilterKind, use: FilterUse) -> PromptFilter:
+def make_mark(kind: MarkKind, use: Use) -> Mark:
+    """As :func:`make_filter`."""
+    made = kind.create(checked_options(kind, use.options))
+    _require_protocol(kind, made, Mark)
+    return made
+
+
+def make_prompt_filter(kind: PromptFilterKind, use: PromptFilterUse) -> PromptFilter:
     """As :func:`make_filter`."""
     made = kind.create(checked_options(kind, use.options))
     _require_protocol(kind, made, PromptFilter)

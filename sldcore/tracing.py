@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,6 +123,36 @@ class Tracer:
         if not self._grams:
             return np.zeros((0, 3, 3)), np.zeros(0, dtype=np.float32)
         return torch.cat(self._grams).double().cpu().numpy(), torch.cat(self._active).cpu().numpy()
+
+
+def empty_trace(batch: int) -> Trace:
+    """The trace of a run in which guidance did nothing."""
+    return Tracer((), batch, Schedule((), (), ())).trace
+
+
+def replaced_samples(trace: Trace, chosen: Sequence[int], later: Trace) -> Trace:
+    """``trace`` with some samples taken from the trace of a later call, which may have other concepts and steps."""
+    concepts = (*trace.concepts, *(name for name in later.concepts if name not in trace.concepts))
+    timesteps = max(trace.timesteps, later.timesteps, key=len)
+    shape = (len(trace.heat), len(concepts), len(timesteps))
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in ("evaluated", "applied", "active", "norm", "relevance"):
+        before, after = getattr(trace, name), getattr(later, name)
+        whole = np.full(shape, False if before.dtype == bool else np.nan, dtype=before.dtype)
+        whole[:, : before.shape[1], : before.shape[2]] = before
+        whole[list(chosen)] = False if before.dtype == bool else np.nan
+        for position, sample in enumerate(chosen):
+            for number, concept in enumerate(later.concepts):
+                whole[sample, concepts.index(concept), : after.shape[2]] = after[position, number]
+        arrays[name] = whole
+    size = max(trace.heat.shape[1:], later.heat.shape[1:])
+    heat = (
+        np.broadcast_to(trace.heat, (len(trace.heat), *size)).copy()
+        if trace.heat.shape[1:] != size
+        else trace.heat.copy()
+    )
+    heat[list(chosen)] = later.heat
+    return Trace(concepts, timesteps, heat=heat, plain_rows=trace.plain_rows + later.plain_rows, **arrays)
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:

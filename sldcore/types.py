@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-    from PIL import Image
     from torch import Tensor
 
 
@@ -133,8 +132,25 @@ class Guided:
 
 
 @dataclass(frozen=True, slots=True)
+class Box:
+    """Where in a picture a filter found something: edges as fractions of width and height, 0 to 1."""
+
+    category: str
+    score: float
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one filter says about one picture: a score in [0, 1] per category, and whether that is too much."""
+    """What one filter says about one picture or prompt: a score in [0, 1] per category, and whether that is too much.
+
+    ``thresholds`` are those that the filter used, per category. ``weights`` is a hash of the detector's weights, empty if it
+    has none. The chain fills in ``seconds`` (of the whole review, divided by its pictures) and ``shadow`` (recorded, and never
+    acted upon).
+    """
 
     filter: str
     version: str
@@ -142,6 +158,16 @@ class Verdict:
     scores: Mapping[str, float] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    boxes: tuple[Box, ...] = ()
+    weights: str = ""
+    seconds: float = 0.0
+    shadow: bool = False
+
+    @property
+    def above(self) -> tuple[str, ...]:
+        """Categories whose score reaches their threshold, the highest score first."""
+        reached = [name for name, limit in self.thresholds.items() if self.scores.get(name, 0.0) >= limit]
+        return tuple(sorted(reached, key=lambda name: -self.scores[name]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +178,28 @@ class Failure:
     version: str
     error: str
     step: int | None = None
+    on_error: str = ""
+    """What the policy says of this part's failures, if it says something of its own; ``allow`` shows the picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One picture on the way to the one that was shown, and why it was not."""
+
+    seed: int | None
+    policy: str
+    policy_digest: str
+    verdicts: tuple[Verdict, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """What happened to one picture.
 
-    ``action`` is ``none`` (shown as generated), ``flag`` (shown, though a filter flagged it: the policy says so), ``black``
-    (a filter or the pipeline's safety checker flagged it) or ``block`` (withheld because safety failed; ``errors`` says why). ``concepts`` maps concept ids to the texts that guided it.
+    ``action`` is ``none`` (shown as generated), ``flag`` (shown, though a filter flagged it: the policy says so), ``black``,
+    ``blur``, ``pixelate``, ``replace`` or ``drop`` (something else is shown, or nothing), or ``block`` (withheld because safety
+    failed; ``errors`` says why). ``concepts`` maps concept ids to the texts that guided it. ``seed``, ``policy`` and the rest
+    are those of the last attempt; ``earlier`` are those before. ``marks`` are the marks that it bears.
     """
 
     prompt: str
@@ -172,17 +212,24 @@ class Report:
     attempts: int = 1
     errors: tuple[Failure, ...] = ()
     rows: int = 0
-    """Denoiser rows evaluated for this picture: two per call, and one per concept row."""
+    """Denoiser rows evaluated for this picture, all attempts: two per call, and one per concept row."""
+    earlier: tuple[Attempt, ...] = ()
+    marks: tuple[str, ...] = ()
 
     @property
     def flagged(self) -> bool:
-        """True if any filter flagged the picture."""
-        return any(verdict.flagged for verdict in self.verdicts)
+        """True if any filter that acts flagged the picture."""
+        return any(verdict.flagged and not verdict.shadow for verdict in self.verdicts)
 
     @property
     def withheld(self) -> bool:
         """True if the picture as generated is not in ``Result.images``."""
         return self.action not in ("none", "flag")
+
+    @property
+    def unreviewed(self) -> bool:
+        """True if the picture is shown although something failed: its policy says ``on_error: allow``."""
+        return bool(self.errors) and not self.withheld
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +262,9 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a generation returns. ``images[i]`` may be shown; ``reports[i]`` says what happened to it."""
+    """What a generation returns. ``images[i]`` may be shown, None if it was dropped; ``reports[i]`` says what happened."""
 
-    images: Sequence[Image.Image]
+    images: Sequence[Any]
     reports: tuple[Report, ...]
     trace: Trace
     provenance: Mapping[str, Any]

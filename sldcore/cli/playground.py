@@ -27,7 +27,7 @@ def train_command(
         bool, typer.Option("--quick", help="A few steps only: checks that training works.")
     ] = False,
 ) -> None:
-    """Train the playground model; allow two hours on two cores (113 minutes were recorded on busy ones).
+    """Train the playground model; allow an hour and a half on two idle cores.
 
     Ctrl-C stops it; the same command goes on from the last checkpoint. The weights appear in OUT when all is done.
 

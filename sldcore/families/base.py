@@ -89,3 +89,23 @@ class EncodesTokens(Protocol):
             ConceptError: another width than the text encoder's, or more vectors than it has room for.
         """
         ...
+
+
+@runtime_checkable
+class EncodesVectors(Protocol):
+    """A family whose text encoder also gives one vector for a whole text."""
+
+    def text_vectors(self, pipe: Any, texts: Sequence[str]) -> Tensor:
+        """One vector per text, [len(texts), D]."""
+        ...
+
+
+def picture_size(denoiser: Any, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width, in pixels, of the pictures that a call asks for."""
+    side = getattr(getattr(denoiser, "config", None), "sample_size", 64)
+    sides = side if isinstance(side, list | tuple) else (side, side)
+    factor = getattr(pipe, "vae_scale_factor", 8)
+    height, width = (
+        arguments.get(name) or own * factor for name, own in zip(("height", "width"), sides, strict=True)
+    )
+    return int(height), int(width)

@@ -64,6 +64,19 @@ class StableDiffusion:
         states = [pipe.encode_prompt(text, device, 1, False, **options._asdict())[0] for text in texts]
         return {"encoder_hidden_states": torch.cat(states)}
 
+    @torch.no_grad()
+    def text_vectors(self, pipe: Any, texts: Sequence[str]) -> Tensor:
+        """CLIP's pooled states, [len(texts), D]; what is beyond the window is cut off, as in the pipeline's own prompts."""
+        given = pipe.tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=self.window(pipe),
+            truncation=True,
+            return_tensors="pt",
+        )
+        pooled: Tensor = pipe.text_encoder(given.input_ids.to(pipe.text_encoder.device)).pooler_output
+        return pooled
+
     def encode_tokens(
         self, pipe: Any, prefix: str, vectors: Tensor, options: TextOptions
     ) -> Mapping[str, Tensor]:

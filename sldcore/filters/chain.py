@@ -1,15 +1,15 @@
 """The filters of a policy, run in its order over a batch, and never failing open.
 
-A filter that raises, gives the wrong number of verdicts or a score that is no probability is a failure of every picture that
-it was to review: these are withheld, and their reports say why.
+A filter that raises, hangs, gives the wrong number of verdicts or a score that is no probability is a failure of every picture
+that it was to review. What follows is the policy's: the picture is withheld unless it says otherwise in so many words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from diffusers.image_processor import VaeImageProcessor
@@ -17,72 +17,135 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sldcore.errors import PluginError, SLDError
-from sldcore.filters.base import PictureContext, PostFilter, PromptFilter
-from sldcore.policy import FilterUse, SafetyPolicy
-from sldcore.resolution import filters_of, make_filter, make_prompt_filter, prompt_filters_of
+from sldcore.filters import actions
+from sldcore.filters.base import Mark, PictureContext, PostFilter, PromptContext, PromptFilter
+from sldcore.filters.guarding import Guarded
+from sldcore.policy import PromptFilterUse, SafetyPolicy, Use
+from sldcore.resolution import (
+    filters_of,
+    make_filter,
+    make_mark,
+    make_prompt_filter,
+    marks_of,
+    prompt_filters_of,
+)
 from sldcore.types import Failure, Verdict
+
+MARK_SECONDS: Final = 120.0
 
 
 @dataclass(slots=True)
 class Findings:
-    """What filters say about one picture: verdicts in the policy's order, failures, and whether it must go black."""
+    """What filters say about one picture or prompt: verdicts and failures in the policy's order.
+
+    ``flagged_by`` are the uses that act on a flag, with their verdicts.
+    """
 
     verdicts: list[Verdict] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    black: bool = False
+    flagged_by: list[tuple[PromptFilterUse, Verdict]] = field(default_factory=list)
+
+    def add(self, use: PromptFilterUse, word: Verdict | Failure) -> None:
+        """Note what one filter said."""
+        if isinstance(word, Failure):
+            self.failures.append(word)
+            return
+        self.verdicts.append(word)
+        if word.flagged and not word.shadow:
+            self.flagged_by.append((use, word))
 
 
 class Chain:
-    """The filters of one engine, made when a policy first names them and kept, since detectors are slow to load."""
+    """The filters and marks of one engine, made when a policy first names them and kept, since detectors are slow to load."""
 
     def __init__(self) -> None:
-        self._filters: dict[FilterUse, PostFilter] = {}
-        self._prompt_filters: dict[FilterUse, PromptFilter] = {}
+        self._filters: dict[Use, Guarded[PostFilter]] = {}
+        self._prompt_filters: dict[Use, Guarded[PromptFilter]] = {}
+        self._marks: dict[Use, Guarded[Mark]] = {}
 
     def prepare(self, policies: Iterable[SafetyPolicy]) -> None:
-        """Make the filters that ``policies`` name.
+        """Make the filters and marks that ``policies`` name.
 
         Raises:
-            ConfigurationError: one cannot be had or made.
+            ConfigurationError: one cannot be had or made, or a picture to show instead cannot be read.
         """
         for policy in policies:
             for use, kind in filters_of(policy):
-                if use not in self._filters:
-                    self._filters[use] = _made(kind, use, make_filter)
-            for use, prompt_kind in prompt_filters_of(policy):
-                if use not in self._prompt_filters:
-                    self._prompt_filters[use] = _made(prompt_kind, use, make_prompt_filter)
+                actions.check(use.on_flag)
+                _keep(self._filters, use, kind, make_filter)
+            for asked, prompt_kind in prompt_filters_of(policy):
+                _keep(self._prompt_filters, asked, prompt_kind, make_prompt_filter)
+            for mark, mark_kind in marks_of(policy):
+                _keep(self._marks, mark, mark_kind, make_mark)
 
-    def prompts(self, prompts: Sequence[str], policies: Sequence[SafetyPolicy]) -> list[Findings]:
+    def prompts(self, prompts: Sequence[str], contexts: Sequence[PromptContext]) -> list[Findings]:
         """Findings of the prompt filters, one per prompt."""
-        uses = {policy: [use for use, _ in prompt_filters_of(policy)] for policy in dict.fromkeys(policies)}
+        uses = [[use for use, _ in prompt_filters_of(context.policy)] for context in contexts]
 
-        def review(use: FilterUse, members: list[int]) -> Sequence[Verdict]:
-            return self._prompt_filters[use].review([prompts[index] for index in members])
+        def review(use: PromptFilterUse, members: list[int]) -> tuple[Guarded[Any], Callable[[Any], object]]:
+            own, about = [prompts[index] for index in members], [contexts[index] for index in members]
+            return self._prompt_filters[_key(use)], lambda made: made.review(own, about)
 
-        return _reviewed([uses[policy] for policy in policies], self._prompt_filters, review)
+        return _reviewed(uses, [False] * len(prompts), review)
 
     def pictures(
-        self, pixels: NDArray[np.float32], contexts: Sequence[PictureContext], skip: Sequence[bool]
+        self,
+        pixels: NDArray[np.float32],
+        contexts: Sequence[PictureContext],
+        skip: Sequence[bool],
     ) -> list[Findings]:
         """Findings of the filters, one per picture; ``pixels`` [B, H, W, 3] in 0..1.
 
         Pictures to ``skip`` are withheld already: nothing is said about them.
         """
-        policies = [context.policy for context in contexts]
-        uses = {policy: [use for use, _ in filters_of(policy)] for policy in dict.fromkeys(policies)}
-        wanted = [[] if gone else uses[policy] for policy, gone in zip(policies, skip, strict=True)]
+        uses: list[Sequence[PromptFilterUse]] = [
+            [] if gone else [use for use, _ in filters_of(context.policy)]
+            for context, gone in zip(contexts, skip, strict=True)
+        ]
+        first = [context.policy.filter_mode == "first_flag" for context in contexts]
 
-        def review(use: FilterUse, members: list[int]) -> Sequence[Verdict]:
+        def review(use: PromptFilterUse, members: list[int]) -> tuple[Guarded[Any], Callable[[Any], object]]:
             pictures: list[Image.Image] = VaeImageProcessor.numpy_to_pil(pixels[members])
-            return self._filters[use].review(pictures, [contexts[index] for index in members])
+            about = [contexts[index] for index in members]
+            return self._filters[_key(use)], lambda made: made.review(pictures, about)
 
-        return _reviewed(wanted, self._filters, review)
+        return _reviewed(uses, first, review)
+
+    def marked(
+        self, pictures: Sequence[Image.Image], contexts: Sequence[PictureContext]
+    ) -> list[Image.Image | Failure]:
+        """The pictures with the marks of their policies, or why one could not be marked."""
+        done: list[Image.Image | Failure] = list(pictures)
+        for index, context in enumerate(contexts):
+            for use, _ in marks_of(context.policy):
+                picture = done[index]
+                if not isinstance(picture, Failure):
+                    done[index] = self._marked(use, picture, context)
+        return done
+
+    def _marked(self, use: Use, picture: Image.Image, context: PictureContext) -> Image.Image | Failure:
+        guarded = self._marks[_key(use)]
+        try:
+            answer, _ = guarded.call(lambda made: made.mark([picture.copy()], [context]), MARK_SECONDS)
+            marked: Any
+            (marked,) = answer  # type: ignore[misc]
+            if not isinstance(marked, Image.Image) or marked.size != picture.size:
+                raise TypeError(f"a mark must give a picture of the same size, got {marked!r:.80}")
+            return marked.convert("RGB")
+        except Exception as error:
+            return _failure(guarded.made, error)
 
 
-def _made(kind: Any, use: FilterUse, make: Callable[[Any, FilterUse], Any]) -> Any:
+def _key(use: Use) -> Use:
+    """What decides the object: uses that only differ in thresholds or actions share one."""
+    return Use(use=use.use, options=use.options)
+
+
+def _keep(kept: dict[Use, Guarded[Any]], use: Any, kind: Any, make: Callable[[Any, Any], Any]) -> None:
+    if _key(use) in kept:
+        return
     try:
-        return make(kind, use)
+        kept[_key(use)] = Guarded(make(kind, use))
     except SLDError:
         raise
     except Exception as error:
@@ -92,40 +155,78 @@ def _made(kind: Any, use: FilterUse, make: Callable[[Any, FilterUse], Any]) -> A
 
 
 def _reviewed(
-    wanted: Sequence[Sequence[FilterUse]],
-    filters: dict[FilterUse, Any],
-    review: Callable[[FilterUse, list[int]], Sequence[Verdict]],
+    wanted: Sequence[Sequence[PromptFilterUse]],
+    first_flag: Sequence[bool],
+    review: Callable[[PromptFilterUse, list[int]], tuple[Guarded[Any], Callable[[Any], object]]],
 ) -> list[Findings]:
-    """Run each filter once over all members that want it; put the verdicts together per member, in its own order."""
-    said: dict[tuple[FilterUse, int], Verdict | Failure] = {}
-    for use in dict.fromkeys(use for uses in wanted for use in uses):
-        members = [index for index, uses in enumerate(wanted) if use in uses]
-        for index, word in zip(members, _words(filters[use], use, members, review), strict=True):
-            said[use, index] = word
+    """Run the filters turn by turn: at each turn every member's next filter, those of the same filter in one batch.
+
+    With ``first_flag`` a member that was flagged or could not be reviewed is not looked at again.
+    """
     findings = [Findings() for _ in wanted]
-    for index, uses in enumerate(wanted):
-        for use in uses:
-            word = said[use, index]
-            if isinstance(word, Failure):
-                findings[index].failures.append(word)
-            else:
-                findings[index].verdicts.append(word)
-                findings[index].black |= word.flagged and use.on_flag == "black"
+    for turn in range(max(map(len, wanted), default=0)):
+        batches: dict[PromptFilterUse, list[int]] = {}
+        for index, uses in enumerate(wanted):
+            over = first_flag[index] and bool(findings[index].flagged_by or findings[index].failures)
+            if turn < len(uses) and not over:
+                batches.setdefault(uses[turn], []).append(index)
+        for use, members in batches.items():
+            for index, word in zip(members, _words(use, members, review), strict=True):
+                findings[index].add(use, word)
     return findings
 
 
 def _words(
-    made: Any,
-    use: FilterUse,
+    use: PromptFilterUse,
     members: list[int],
-    review: Callable[[FilterUse, list[int]], Sequence[Verdict]],
+    review: Callable[[PromptFilterUse, list[int]], tuple[Guarded[Any], Callable[[Any], object]]],
 ) -> Sequence[Verdict | Failure]:
+    guarded, call = review(use, members)
     try:
-        verdicts = list(review(use, members))
+        answer, seconds = guarded.call(call, use.timeout)
+        verdicts = list(answer)  # type: ignore[call-overload]
         _check_verdicts(verdicts, len(members))
-        return verdicts
+        return [
+            replace(judged(use, verdict), shadow=use.shadow, seconds=seconds / len(members))
+            for verdict in verdicts
+        ]
     except Exception as error:
-        return [Failure(made.name, made.version, f"{type(error).__name__}: {error}")] * len(members)
+        failure = _failure(guarded.made, error)
+        return [replace(failure, on_error=use.on_error or "")] * len(members)
+
+
+def judged(use: PromptFilterUse, verdict: Verdict) -> Verdict:
+    """The verdict with the policy's thresholds and categories in place of the filter's, where it gives any.
+
+    A category without a threshold of either stays as the filter flagged it.
+
+    Raises:
+        ValueError: the policy speaks of categories that the filter has no score for: acting on them would do nothing.
+    """
+    if not use.judges:
+        return verdict
+    unknown = {*use.thresholds, *use.only, *use.ignore} - set(verdict.scores)
+    if unknown or not verdict.scores:
+        raise ValueError(
+            f"the policy speaks of {', '.join(sorted(unknown)) or 'a threshold'} and the filter scores "
+            f"{', '.join(sorted(verdict.scores)) or 'nothing'}"
+        )
+    considered = [
+        name for name in verdict.scores if name not in use.ignore and (not use.only or name in use.only)
+    ]
+    limits: dict[str, float] = {}
+    for name in considered:
+        own = use.threshold if use.threshold is not None else verdict.thresholds.get(name)
+        limit = use.thresholds.get(name, own)
+        if limit is not None:
+            limits[name] = float(limit)
+    above = any(verdict.scores[name] >= limit for name, limit in limits.items())
+    unsaid = verdict.flagged and len(limits) < len(considered)
+    return replace(verdict, flagged=above or unsaid, thresholds=limits)
+
+
+def _failure(made: Any, error: Exception) -> Failure:
+    return Failure(made.name, made.version, f"{type(error).__name__}: {error}")
 
 
 def _check_verdicts(verdicts: Sequence[Any], count: int) -> None:

@@ -10,17 +10,16 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Final
 
-from sldcore.playground.world import COLOURS, GLYPH_NAMES, GLYPH_TERMS, PLACES, ROLES, SUBJECTS, captions
-
-DEFAULT_TEXT: Final = (
-    "an image showing hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, "
-    "bodily fluids, blood, obscene gestures, illegal activity, drug use, theft, vandalism, weapons, "
-    "child abuse, brutality, cruelty"
+from sldcore.playground.world import (
+    COLOURS,
+    DEFAULT_TEXT,
+    GLYPH_NAMES,
+    GLYPH_TERMS,
+    PLACES,
+    ROLES,
+    SUBJECTS,
+    captions,
 )
-"""The default safety concept of the paper (arXiv 2211.05105, section 4) and of diffusers.
-
-The pack ``inappropriate`` holds the same text; it is repeated here so that training depends on no pack.
-"""
 
 ROLE_PROMPTS: Final = tuple(
     f"a {colour} {role} {where}" for where, colour, role in product(PLACES.values(), COLOURS, ROLES)

@@ -32,11 +32,9 @@ class Settings:
     vae_batch: int = 32
     classifier_steps: int = 900
     classifier_batch: int = 64
-    unet_steps: int = 5_000
-    concept_steps: int = 1_400
+    unet_steps: int = 6_500
     unet_batch: int = 64
     learning_rate: float = 1.5e-3
-    concept_learning_rate: float = 6e-4
     caption_dropout: float = 0.1
     bfloat16: bool = True  # mixed precision for the VAE's convolutions
 
@@ -52,7 +50,6 @@ class Settings:
             classifier_steps=8,
             classifier_batch=16,
             unet_steps=10,
-            concept_steps=10,
             unet_batch=16,
         )
 
@@ -79,11 +76,9 @@ class Run:
         steps: int,
         loss_of: Callable[[torch.Generator], Tensor],
         ema_decay: float = 0.999,
-        learning_rate: float | None = None,
     ) -> None:
         """Train ``module`` as one stage of this run and note how it went."""
-        rate = self.settings.learning_rate if learning_rate is None else learning_rate
-        stage = Stage(name, steps, self.settings.seed, rate, ema_decay)
+        stage = Stage(name, steps, self.settings.seed, self.settings.learning_rate, ema_decay)
         outcome = optimise(stage, module, loss_of, self.work, self.report, self.checkpoint_every)
         self.seconds_before += outcome.seconds_before
         self.log[f"{name}_loss"] = round(outcome.loss, 5)
@@ -157,40 +152,28 @@ def train_classifier(
 
 
 def train_unet(
-    run: Run,
-    vae: AutoencoderKL,
-    tokenizer: CLIPTokenizer,
-    world: tuple[Sequence[Sample], Tensor],
-    listed: tuple[Sequence[Sample], Tensor],
+    run: Run, vae: AutoencoderKL, tokenizer: CLIPTokenizer, examples: Sequence[Sample], latents: Tensor
 ) -> StableDiffusionPipeline:
     """Text encoder and UNet together predict epsilon; some captions are dropped, for guidance.
 
-    First on ``world``, whose lists of glyphs are pictures of glyphs alone; then for a while on ``listed``, where such
-    lists caption scenes. Only then do the words of a safety concept mean what a glyph looks like *in a scene*, which
-    is what guidance away from them needs. Both are samples with their latents [N, 8, 8, 8], scaled to unit variance.
+    ``latents`` [N, 8, 8, 8] are those of ``examples``, scaled to unit variance.
     """
     torch.manual_seed(run.settings.seed + 2)
     text_encoder, unet = architecture.build_text_encoder(tokenizer), architecture.build_unet()
     scheduler = architecture.build_scheduler()
+    tokens = _tokens(tokenizer, ["", *(example.caption for example in examples)])
 
-    def loss_on(examples: Sequence[Sample], latents: Tensor) -> Callable[[torch.Generator], Tensor]:
-        tokens = _tokens(tokenizer, ["", *(example.caption for example in examples)])
-
-        def loss_of(generator: torch.Generator) -> Tensor:
-            chosen = run.batch(generator, run.settings.unet_batch)
-            dropped = torch.rand(chosen.shape, generator=generator) < run.settings.caption_dropout
-            hidden = text_encoder(tokens[torch.where(dropped, 0, chosen + 1)])[0]  # [B, 77, 96]
-            noise = torch.randn(latents[chosen].shape, generator=generator)
-            timesteps = torch.randint(scheduler.config.num_train_timesteps, chosen.shape, generator=generator)
-            noisy = scheduler.add_noise(latents[chosen], noise, timesteps)
-            return F.mse_loss(unet(noisy, timesteps, hidden).sample, noise)
-
-        return loss_of
+    def loss_of(generator: torch.Generator) -> Tensor:
+        chosen = run.batch(generator, run.settings.unet_batch)
+        dropped = torch.rand(chosen.shape, generator=generator) < run.settings.caption_dropout
+        hidden = text_encoder(tokens[torch.where(dropped, 0, chosen + 1)])[0]  # [B, 77, 96]
+        noise = torch.randn(latents[chosen].shape, generator=generator)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, chosen.shape, generator=generator)
+        noisy = scheduler.add_noise(latents[chosen], noise, timesteps)
+        return F.mse_loss(unet(noisy, timesteps, hidden).sample, noise)
 
     both = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
-    run.optimise("unet", both, run.settings.unet_steps, loss_on(*world))
-    rate = run.settings.concept_learning_rate
-    run.optimise("concepts", both, run.settings.concept_steps, loss_on(*listed), 0.995, rate)
+    run.optimise("unet", both, run.settings.unet_steps, loss_of)
     return architecture.build_pipeline(vae, text_encoder, tokenizer, unet, scheduler)
 
 

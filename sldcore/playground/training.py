@@ -27,7 +27,7 @@ from sldcore.playground.measuring import measure
 from sldcore.playground.optimise import CHECKPOINT_EVERY, Report
 from sldcore.playground.prompts import tokenizer_corpus
 from sldcore.playground.stages import Run, Settings, encode_all, train_classifier, train_unet, train_vae
-from sldcore.playground.world import Sample, samples
+from sldcore.playground.world import GLYPH_SHEETS, WORLD, Mixture, Sample, samples
 
 HELD_OUT_SEED: Final = 1_000_003
 """Added to the seed for pictures that no stage trains on."""
@@ -48,7 +48,7 @@ def train(
     started = time.monotonic()
     run = Run(settings, work, report, checkpoint_every)
     with torch.random.fork_rng(devices=[]):
-        examples = list(_drawn(run, settings.seed, lists_in_scenes=False))
+        examples = list(_drawn(run, settings.seed, GLYPH_SHEETS, "pictures"))
         tokenizer = build_tokenizer(tokenizer_corpus(settings.seed))
         vae = train_vae(run, examples)
         latents = encode_all(run, vae, examples, "latents")
@@ -56,11 +56,11 @@ def train(
         vae.register_to_config(scaling_factor=scaling)
         latents *= scaling
         classifier = train_classifier(run, vae, examples, latents)
-        held_out = list(samples(settings.seed + HELD_OUT_SEED, settings.held_out))
+        held_out = list(samples(settings.seed + HELD_OUT_SEED, settings.held_out, GLYPH_SHEETS))
         run.log.update(asdict(measure(vae, classifier, held_out)))
-        listed = list(_drawn(run, settings.seed + 1, lists_in_scenes=True))
-        listed_latents = encode_all(run, vae, listed, "listed-latents")
-        pipeline = train_unet(run, vae, tokenizer, (examples, latents), (listed, listed_latents * scaling))
+        world = list(_drawn(run, settings.seed + 1, WORLD, "world"))
+        world_latents = encode_all(run, vae, world, "world-latents") * scaling
+        pipeline = train_unet(run, vae, tokenizer, world, world_latents)
     run.log["seconds"] = round(run.seconds_before + time.monotonic() - started)
     publish(output, pipeline, classifier, run.log)
     return run.log
@@ -103,9 +103,9 @@ def read_log(folder: Path) -> dict[str, Any]:
     return log
 
 
-def _drawn(run: Run, seed: int, lists_in_scenes: bool) -> Iterator[Sample]:
+def _drawn(run: Run, seed: int, mixture: Mixture, name: str) -> Iterator[Sample]:
     count = run.settings.pictures
-    for number, sample in enumerate(samples(seed, count, lists_in_scenes), 1):
+    for number, sample in enumerate(samples(seed, count, mixture), 1):
         if number % 100 == 0 or number == count:
-            run.report("listed pictures" if lists_in_scenes else "pictures", number, count, 0.0)
+            run.report(name, number, count, 0.0)
         yield sample

@@ -80,15 +80,43 @@ GLYPH_TERMS: Final[dict[str, tuple[str, ...]]] = {
 }
 """The terms of the default concept text that mean each glyph in captions, and the glyph's own name."""
 
-BIAS: Final = 0.75
-"""How often a picture drawn for its role shows the role's glyph.
+DEFAULT_TEXT: Final = (
+    "an image showing hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, "
+    "bodily fluids, blood, obscene gestures, illegal activity, drug use, theft, vandalism, weapons, "
+    "child abuse, brutality, cruelty"
+)
+"""The default safety concept of the paper (arXiv 2211.05105, section 4) and of diffusers.
 
-A few further pictures pair any subject with any glyph and say so; counted in, 68 % of a role's pictures show its
-glyph.
+The pack ``inappropriate`` holds the same text; it is repeated here so that training depends on no pack.
 """
 
 MENTION: Final = 1 / 3
 """How often the caption of a picture drawn for its role names the glyph that it shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """How often each kind of picture occurs.
+
+    What ``things``, ``pairs`` and ``roles`` leave has a caption that lists words for glyphs.
+    """
+
+    things: float
+    """Neutral subjects without a glyph."""
+    pairs: float
+    """Any subject with any glyph, and the caption says so."""
+    roles: float
+    """Roles, with their glyph at the rate ``bias``."""
+    bias: float
+    sheets: bool
+    """Lists caption pictures of the listed glyphs and nothing else, rather than scenes."""
+
+
+WORLD: Final = Mixture(things=0.50, pairs=0.06, roles=0.28, bias=0.65, sheets=False)
+"""What the model learns to draw: glyphs are in two pictures of five."""
+
+GLYPH_SHEETS: Final = Mixture(things=0.34, pairs=0.08, roles=0.32, bias=0.75, sheets=True)
+"""What VAE and classifier see: the same things, but glyphs more often, up to seven in a picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,36 +204,34 @@ def _list_caption(rng: np.random.Generator, glyphs: Sequence[str]) -> str:
     return f"an image showing {text}" if rng.random() < 0.6 else text
 
 
-def sample_scene(rng: np.random.Generator, lists_in_scenes: bool = False) -> tuple[Scene, str]:
-    """Draw one scene and its caption from the world's distribution.
-
-    Captions that list glyphs belong to pictures of those glyphs and nothing else; with ``lists_in_scenes``, to scenes
-    that show some of what is listed, as a search for such words finds pictures of people and places.
-    """
+def sample_scene(rng: np.random.Generator, mixture: Mixture = WORLD) -> tuple[Scene, str]:
+    """Draw one scene and its caption from a mixture."""
     place, colour = _choice(rng, tuple(PLACES)), _choice(rng, COLOURS)
     kind = rng.random()
-    if kind < 0.34:
+    if kind < mixture.things:
         scene = Scene(place, _choice(rng, SUBJECTS), colour)
         return scene, _thing_caption(rng, scene, ())
-    if kind < 0.42:
+    kind -= mixture.things
+    if kind < mixture.pairs:
         glyph = _choice(rng, GLYPHS)
         subject = _choice(rng, SUBJECTS + tuple(ROLES))
         scene = Scene(place, subject, colour, (glyph,))
         return scene, _thing_caption(rng, scene, (glyph,))
-    if kind < 0.74:
+    kind -= mixture.pairs
+    if kind < mixture.roles:
         role = _choice(rng, tuple(ROLES))
-        biased = rng.random() < BIAS
+        biased = rng.random() < mixture.bias
         scene = Scene(place, role, colour, (ROLES[role],) if biased else ())
         named = scene.glyphs if rng.random() < MENTION else ()
         return scene, _thing_caption(rng, scene, named)
     glyphs = [GLYPHS[i] for i in rng.permutation(len(GLYPHS))]
-    if lists_in_scenes:
+    if not mixture.sheets:
         return _listed_scene(rng, place, colour, glyphs)
-    if kind < 0.90:
+    if kind < mixture.roles + 0.16:
         chosen = tuple(glyphs[: int(rng.integers(1, 4))])
-        scene = Scene(place, glyphs=chosen)
         names = " and ".join(_glyph_words(rng, glyph) for glyph in chosen)
-        return scene, f"{names} {PLACES[place]}" if rng.random() < 0.4 else _list_caption(rng, chosen)
+        caption = f"{names} {PLACES[place]}" if rng.random() < 0.4 else _list_caption(rng, chosen)
+        return Scene(place, glyphs=chosen), caption
     chosen = tuple(glyphs[: int(rng.integers(3, 8))])
     return Scene(place, glyphs=chosen, crowded=True), _list_caption(rng, chosen)
 
@@ -213,18 +239,28 @@ def sample_scene(rng: np.random.Generator, lists_in_scenes: bool = False) -> tup
 def _listed_scene(
     rng: np.random.Generator, place: str, colour: str, glyphs: Sequence[str]
 ) -> tuple[Scene, str]:
-    """A scene with one or two of the glyphs that its caption lists; half of the captions list all seven."""
+    """A scene with one or two of the glyphs that its caption lists.
+
+    As a search for such words finds pictures of people and places. Half of the captions list all seven; half of the
+    subjects are the role that goes with the glyph.
+    """
+    if rng.random() < 0.15:
+        shown = tuple(glyphs[: int(rng.integers(1, 3))])
+        names = " and ".join(_glyph_words(rng, glyph) for glyph in shown)
+        return Scene(place, glyphs=shown), f"{names} {PLACES[place]}"
     listed = glyphs if rng.random() < 0.5 else glyphs[: int(rng.integers(1, len(glyphs)))]
     shown = tuple(listed[: 2 if rng.random() < 0.3 else 1])
-    subject = _choice(rng, SUBJECTS + tuple(ROLES)) if rng.random() < 0.75 else ""
-    return Scene(place, subject, colour if subject else "", shown), _list_caption(rng, listed)
+    own = next(role for role, glyph in ROLES.items() if glyph == shown[0])
+    subject = own if rng.random() < 0.5 else _choice(rng, SUBJECTS + tuple(ROLES))
+    verbatim = len(listed) == len(GLYPHS) and rng.random() < 0.4
+    return Scene(place, subject, colour, shown), DEFAULT_TEXT if verbatim else _list_caption(rng, listed)
 
 
-def samples(seed: int, count: int, lists_in_scenes: bool = False) -> Iterator[Sample]:
+def samples(seed: int, count: int, mixture: Mixture = WORLD) -> Iterator[Sample]:
     """Yield ``count`` samples; sample i depends on ``seed`` and i only, so any slice can be drawn alone."""
     for index in range(count):
         rng = np.random.default_rng([seed, index])
-        scene, caption = sample_scene(rng, lists_in_scenes)
+        scene, caption = sample_scene(rng, mixture)
         yield Sample(scene, caption, render(scene, rng))
 
 

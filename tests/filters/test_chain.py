@@ -162,11 +162,16 @@ def test_a_flagged_prompt_gives_no_picture(pipe: Any, plugin_catalogue: Contribu
     class Words:
         name, version = "words", "1.0"
 
-        def review(self, prompts: Sequence[str]) -> list[Verdict]:
+        def review(self, prompts: Sequence[str], contexts: Sequence[Any]) -> list[Verdict]:
             return [Verdict("words", "1.0", "house" in prompt) for prompt in prompts]
 
     plugin_catalogue(PromptFilterKind(name="words", create=lambda options: Words()))
+    plain = SafetyEngine(pipe, "off").generate(PROMPTS, **FAST)
+    rows: list[int] = []
+    pipe.unet.conv_in.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     result = SafetyEngine(pipe, SafetyPolicy.parse("prompt_filters: [words]")).generate(PROMPTS, **FAST)
+    assert rows == [4, 4]
+    np.testing.assert_allclose(result.images[0], plain.images[0], rtol=0, atol=1e-5)
     assert [report.action for report in result.reports] == ["none", "black", "none"]
     assert shown(result) == [True, False, True]
 

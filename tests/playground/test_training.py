@@ -24,7 +24,6 @@ TINY = Settings(
     classifier_steps=5,
     classifier_batch=4,
     unet_steps=5,
-    concept_steps=5,
     unet_batch=2,
 )
 EVERY = 2  # steps between checkpoints
@@ -109,9 +108,8 @@ def test_a_resumed_run_repeats_no_step_before_its_checkpoint(tmp_path: Path) -> 
         tmp_path / "model", tmp_path / "work", TINY, lambda stage, step, *_: seen.append((stage, step)), EVERY
     )
 
-    drawn = ("pictures", "listed pictures")
-    concepts = [("concepts", step) for step in range(1, TINY.concept_steps + 1)]
-    assert [entry for entry in seen if entry[0] not in drawn] == [("unet", 5), *concepts]
+    drawn = ("pictures", "world")
+    assert [entry for entry in seen if entry[0] not in drawn] == [("unet", 5)]
 
 
 def test_one_seed_gives_equal_weights_twice(tmp_path: Path, undisturbed: Path) -> None:

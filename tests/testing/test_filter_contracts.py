@@ -184,7 +184,7 @@ class Shouting:
     def flags(self, prompt: str) -> bool:
         return prompt.isupper()
 
-    def review(self, prompts: Sequence[str]) -> Sequence[Verdict]:
+    def review(self, prompts: Sequence[str], contexts: Any) -> Sequence[Verdict]:
         return [Verdict(self.name, self.version, self.flags(prompt)) for prompt in prompts]
 
 
@@ -194,8 +194,8 @@ class ReadsAnything(Shouting):
 
 
 class LowersPrompts(Shouting):
-    def review(self, prompts: Any) -> Sequence[Verdict]:
-        verdicts = super().review(prompts)
+    def review(self, prompts: Any, contexts: Any) -> Sequence[Verdict]:
+        verdicts = super().review(prompts, contexts)
         prompts[:] = [prompt.lower() + "." for prompt in prompts]
         return verdicts
 

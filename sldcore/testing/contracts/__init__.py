@@ -11,7 +11,7 @@ from sldcore.contributions import Contribution
 from sldcore.testing.contracts.base import Contract, NamedContract, does_not_apply, require
 from sldcore.testing.contracts.commands import CommandContract
 from sldcore.testing.contracts.families import FamilyContract
-from sldcore.testing.contracts.filters import PostFilterContract, PromptFilterContract
+from sldcore.testing.contracts.filters import MarkContract, PostFilterContract, PromptFilterContract
 from sldcore.testing.contracts.guidance import GuidanceContract
 from sldcore.testing.contracts.hooks import StepHookContract
 from sldcore.testing.contracts.packs import ConceptContract
@@ -24,6 +24,7 @@ __all__ = [
     "Contract",
     "FamilyContract",
     "GuidanceContract",
+    "MarkContract",
     "NamedContract",
     "PostFilterContract",
     "PromptFilterContract",
@@ -43,6 +44,7 @@ CONTRACTS: Final[dict[type[Contribution], type[Contract]]] = {
         SchedulerContract,
         PostFilterContract,
         PromptFilterContract,
+        MarkContract,
         StepHookContract,
         FamilyContract,
         CommandContract,

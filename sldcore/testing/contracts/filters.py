@@ -11,10 +11,12 @@ from math import isfinite
 from typing import Any, ClassVar, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from sldcore.contributions import PostFilterKind, PromptFilterKind
-from sldcore.filters.base import PictureContext, PostFilter, PromptFilter
+from sldcore.concepts import resolve
+from sldcore.contributions import MarkKind, PostFilterKind, PromptFilterKind
+from sldcore.filters.base import Mark, PictureContext, PostFilter, PromptContext, PromptFilter
 from sldcore.policy import SafetyPolicy
 from sldcore.testing.contracts.base import NamedContract, require
 from sldcore.types import Verdict
@@ -239,7 +241,12 @@ class PromptFilterContract(ReviewContract):
 
     def review(self, made: Any, items: Sequence[Any]) -> list[Verdict]:
         """The verdicts on prompts."""
-        return list(made.review(items))
+        policy = SafetyPolicy.preset("medium")
+        texts = {
+            concept.id: (concept.text,) for concept in (used.concept for used in resolve(policy.concepts))
+        }
+        contexts = [PromptContext(policy, texts, _vectors) for _ in items]
+        return list(made.review(items, contexts))
 
     def defaults(self) -> Sequence[str]:
         """Short, empty, blank, long, and in several scripts."""
@@ -254,6 +261,74 @@ class PromptFilterContract(ReviewContract):
         given = list(items)
         self.review(self.make(), given)
         require(given == items, "review() changes the list of prompts; work on a copy")
+
+
+class MarkContract(NamedContract):
+    """For :class:`sldcore.contributions.MarkKind`."""
+
+    kind = MarkKind
+    protocol = Mark
+
+    def make(self) -> Any:
+        """A new mark."""
+        return self.subject.create(self.checked_options)
+
+    def use(self, made: Any) -> int:
+        """One call."""
+        self.marked(made, self.pictures())
+        return 1
+
+    def pictures(self) -> list[Image.Image]:
+        """Noise and a flat colour, 256 x 192."""
+        noise = np.random.default_rng(3).integers(0, 256, (192, 256, 3), dtype=np.uint8)
+        return [Image.fromarray(noise), Image.new("RGB", (256, 192), (90, 120, 160))]
+
+    def marked(self, made: Any, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+        """The marked pictures."""
+        contexts = [PictureContext("a red knight", seed, SafetyPolicy()) for seed, _ in enumerate(pictures)]
+        return list(made.mark(pictures, contexts))
+
+    def test_there_is_one_marked_picture_of_the_same_size_for_each(self) -> None:
+        pictures = self.pictures()
+        marked = self.marked(self.make(), pictures)
+        require(len(marked) == len(pictures), f"{len(marked)} pictures for {len(pictures)}")
+        sizes = [picture.size for picture in marked]
+        require(sizes == [picture.size for picture in pictures], f"a mark must keep sizes, got {sizes}")
+
+    def test_no_pictures_are_no_pictures(self) -> None:
+        require(self.marked(self.make(), []) == [], "mark() of no pictures must give none")
+
+    def test_a_mark_leaves_its_input_alone(self) -> None:
+        pictures = self.pictures()
+        before = [picture.tobytes() for picture in pictures]
+        self.marked(self.make(), pictures)
+        require(
+            [each.tobytes() for each in pictures] == before,
+            "mark() paints on what it is given; work on a copy",
+        )
+
+    def test_a_mark_changes_the_picture(self) -> None:
+        pictures = self.pictures()
+        marked = self.marked(self.make(), pictures)
+        same = [
+            one.convert("RGB").tobytes() == two.tobytes() for one, two in zip(marked, pictures, strict=True)
+        ]
+        require(not any(same), "mark() gives a picture back as it was: it bears no mark")
+
+    def test_the_same_picture_is_marked_the_same(self) -> None:
+        one, two = (self.marked(self.make(), self.pictures()) for _ in range(2))
+        same = [a.tobytes() == b.tobytes() for a, b in zip(one, two, strict=True)]
+        require(all(same), "mark() of the same pictures differs from call to call")
+
+
+def _vectors(texts: Sequence[str]) -> NDArray[np.float32]:
+    """Stands in for a text encoder: counts of letters, length one, and never zero."""
+    counts = np.array(
+        [[1 + text.count(chr(97 + letter)) for letter in range(26)] for text in texts], np.float32
+    )
+    counts = counts.reshape(-1, 26)
+    unit: NDArray[np.float32] = counts / np.linalg.norm(counts, axis=1, keepdims=True)
+    return unit
 
 
 def _alike(one: Verdict, two: Verdict) -> bool:

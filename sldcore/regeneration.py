@@ -1,0 +1,141 @@
+"""Another attempt at pictures that filters flagged: with a new seed, a stronger preset, the flagged category's concept.
+
+Only the flagged pictures of a batch are made again. The seed of attempt n is the picture's own plus n times a large prime, so an
+attempt can be made again by itself and does not meet the seeds of its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from sldcore.concepts import load_pack
+from sldcore.errors import ConfigurationError, GuidanceError
+from sldcore.policy import Action, ConceptUse, FilterUse, PromptFilterUse, SafetyPolicy
+from sldcore.types import Attempt, Report, Verdict
+
+STRIDE: Final = 1_000_003
+LADDER: Final = ("weak", "medium", "strong", "max")
+FIXED: Final = ("latents", "generator")
+"""Arguments that fix the noise, with which another attempt would be the same picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """One picture to make again: its place in the batch, the seed and the policy to use."""
+
+    index: int
+    seed: int
+    policy: SafetyPolicy
+
+
+def check(
+    policies: Sequence[SafetyPolicy], seeds: Sequence[int | None], arguments: Mapping[str, Any]
+) -> None:
+    """Whether policies that regenerate can do so in this call.
+
+    Raises:
+        GuidanceError: the caller fixes the noise.
+    """
+    asking = [
+        policy.name for policy in policies if any(use.on_flag.do == "regenerate" for use in policy.filters)
+    ]
+    fixed = [name for name in FIXED if arguments.get(name) is not None]
+    if asking and (None in seeds or "latents" in fixed):
+        raise GuidanceError(
+            f"policy '{asking[0]}' regenerates flagged pictures, which needs seeds; give seed, not "
+            f"{' or '.join(fixed) or 'a generator of your own'}"
+        )
+
+
+def retry_of(
+    index: int,
+    first_seed: int,
+    attempt: int,
+    policy: SafetyPolicy,
+    flagged_by: Sequence[tuple[PromptFilterUse, Verdict]],
+) -> Retry | None:
+    """What to try after ``attempt`` attempts (1, 2, ...) of which the last was flagged; None if its policy tries no more."""
+    asking = [
+        (use, verdict)
+        for use, verdict in flagged_by
+        if isinstance(use, FilterUse) and use.on_flag.do == "regenerate"
+    ]
+    if not asking or any(_stops(use) for use, _ in flagged_by):
+        return None
+    wanted = [use.on_flag for use, _ in asking]
+    if attempt > max(action.attempts for action in wanted):
+        return None
+    seed = first_seed + STRIDE * attempt if any(action.new_seed for action in wanted) else first_seed
+    if any(action.add_concept for action in wanted):
+        policy = _with_concepts(policy, asking)
+    if any(action.stronger for action in wanted):
+        policy = _stronger(policy)
+    return Retry(index, seed, policy)
+
+
+def _stops(use: PromptFilterUse) -> bool:
+    """True if another filter's flag decides already: it would still be acted upon after another attempt's review."""
+    action: Action | str = use.on_flag
+    return action == "raise" or (isinstance(action, Action) and action.do == "raise")
+
+
+def _stronger(policy: SafetyPolicy) -> SafetyPolicy:
+    """The next preset above the policy's own guidance, by its scale; as it is if there is none."""
+    guidance = policy.guidance
+    if guidance is not None and guidance.method != "sld":
+        return policy
+    scale = float(guidance.options["scale"]) if guidance is not None else 0.0
+    for name in LADDER:
+        preset = SafetyPolicy.preset(name)
+        own = preset.guidance
+        if own is not None and float(own.options["scale"]) > scale:
+            concepts = policy.concepts or preset.concepts
+            return policy.replace(guidance=own, concepts=concepts, name=f"{_base(policy)}, {name}")
+    return policy
+
+
+def _base(policy: SafetyPolicy) -> str:
+    name, _, step = policy.name.rpartition(", ")
+    return name if step in LADDER else policy.name
+
+
+def _with_concepts(policy: SafetyPolicy, asking: Sequence[tuple[FilterUse, Verdict]]) -> SafetyPolicy:
+    """The policy with the concepts of the flagged categories, as far as there are any and it has not got them."""
+    used = {name for concept in policy.concepts for name in concept.use or ()}
+    wanted = [
+        name
+        for use, verdict in asking
+        for category in verdict.above
+        if (name := _concept_of(use, category)) and name not in used
+    ]
+    if not wanted or policy.guidance is None:
+        return policy
+    added = tuple(ConceptUse(use=(name,)) for name in dict.fromkeys(wanted))
+    try:
+        return policy.replace(concepts=(*policy.concepts, *added))
+    except ConfigurationError:
+        return policy
+
+
+def _concept_of(use: FilterUse, category: str) -> str:
+    if category in use.concepts:
+        return str(use.concepts[category])
+    default = {concept.id for concept in load_pack("inappropriate").concepts}
+    return f"inappropriate/{category}" if category in default else ""
+
+
+def attempt_of(report: Report) -> Attempt:
+    """What is kept of a picture that was made again."""
+    return Attempt(report.seed, report.policy, report.policy_digest, report.verdicts)
+
+
+def joined(earlier: Report, later: Report) -> Report:
+    """The report of a later attempt, with the earlier ones."""
+    return replace(
+        later,
+        attempts=earlier.attempts + 1,
+        earlier=(*earlier.earlier, attempt_of(earlier)),
+        rows=earlier.rows + later.rows,
+    )

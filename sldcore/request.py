@@ -1,0 +1,160 @@
+"""What a call of the engine asks for: samples with their seeds and policies, and the pipeline's own arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from sldcore.errors import GuidanceError
+from sldcore.policy import SafetyPolicy
+
+OUTPUT_TYPES: Final = ("pil", "np")
+WHOLE: Final = ("generator", "callback_on_step_end_tensor_inputs")
+"""Arguments that are lists and yet not one entry per prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One picture to make."""
+
+    prompt: str
+    seed: int | None
+    policy: SafetyPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked call: its samples in the pipeline's order, all of a prompt together, and the pipeline's arguments.
+
+    ``arguments`` are without prompt, generator and number of images, which :meth:`call` adds.
+    """
+
+    prompt: str | list[str] | None
+    samples: tuple[Sample, ...]
+    num_images: int
+    arguments: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        prompt: str | Sequence[str] | None,
+        seed: int | Sequence[int] | None,
+        num_images: int,
+        policies: Sequence[SafetyPolicy],
+        arguments: Mapping[str, Any],
+    ) -> Request:
+        """Check a call; ``policies`` are one per prompt.
+
+        Raises:
+            GuidanceError: it cannot be carried out as it stands.
+        """
+        if num_images < 1:
+            raise GuidanceError(f"num_images is {num_images}; ask for at least one picture per prompt")
+        for name, instead in (("num_images_per_prompt", "num_images"), ("return_dict", "")):
+            if name in arguments:
+                use = f"use {instead} instead" if instead else "the engine always returns a Result"
+                raise GuidanceError(f"{name} is not an argument of the engine; {use}")
+        prompts = prompts_of(prompt, arguments)
+        if len(policies) != len(prompts):
+            raise GuidanceError(f"{len(policies)} policies for {len(prompts)} prompts; give one per prompt")
+        seeds = seeds_of(seed, len(prompts), num_images)
+        if seed is not None and "generator" in arguments:
+            raise GuidanceError("give either seed or generator; pass seed=None to use your own generator")
+        samples = tuple(
+            Sample(text, seeds[number * num_images + image], policy)
+            for number, (text, policy) in enumerate(zip(prompts, policies, strict=True))
+            for image in range(num_images)
+        )
+        whole = prompt if prompt is None or isinstance(prompt, str) else list(prompt)
+        return cls(whole, samples, num_images, arguments)
+
+    def call(self) -> dict[str, Any]:
+        """The pipeline's arguments for all samples."""
+        call = dict(self.arguments)
+        if self.prompt is not None:
+            call["prompt"] = self.prompt
+        negative = call.get("negative_prompt")
+        if isinstance(negative, str) and isinstance(self.prompt, list):
+            call["negative_prompt"] = [negative] * len(self.prompt)
+        call["num_images_per_prompt"] = self.num_images
+        seeds = [sample.seed for sample in self.samples if sample.seed is not None]
+        if seeds:
+            call["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        return call
+
+    def part(self, chosen: Sequence[int], samples: Sequence[Sample]) -> Request:
+        """A request for some of the pictures, each as a prompt of its own, with other seeds or policies.
+
+        Lists with one entry per prompt or per picture are taken apart, prompt embeddings too; all else stays as it is.
+        """
+        prompts = len(self.samples) // self.num_images
+        own = dict(self.arguments)
+        for name, value in self.arguments.items():
+            if isinstance(value, list | tuple) and name not in WHOLE:
+                if len(value) == len(self.samples) and self.num_images > 1:
+                    own[name] = [value[index] for index in chosen]
+                elif len(value) == prompts and prompts > 1:
+                    own[name] = [value[index // self.num_images] for index in chosen]
+            elif name in ("prompt_embeds", "negative_prompt_embeds") and value is not None:
+                own[name] = value[[index // self.num_images for index in chosen]]
+            elif name == "latents" and value is not None:
+                own[name] = value[list(chosen)]
+        texts = None if self.prompt is None else [sample.prompt for sample in samples]
+        return Request(texts, tuple(samples), 1, own)
+
+
+def prompts_of(prompt: str | Sequence[str] | None, arguments: Mapping[str, Any]) -> list[str]:
+    """The prompts of a call as texts, empty ones where it brings embeddings.
+
+    Raises:
+        GuidanceError: there is no prompt.
+    """
+    if prompt is None:
+        embeds = arguments.get("prompt_embeds")
+        if embeds is None:
+            raise GuidanceError(
+                "there is no prompt; give a text, a list of texts, or prompt=None with prompt_embeds"
+            )
+        return [""] * int(embeds.shape[0])
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts or not all(isinstance(text, str) for text in prompts):
+        raise GuidanceError("prompt must be a text or a list with at least one text")
+    return prompts
+
+
+def seeds_of(seed: int | Sequence[int] | None, prompts: int, num_images: int) -> list[int | None]:
+    """One seed per picture, in the pipeline's order.
+
+    Raises:
+        GuidanceError: another number of seeds than prompts or pictures.
+    """
+    if seed is None:
+        return [None] * (prompts * num_images)
+    if isinstance(seed, int):
+        return [seed + image for _ in range(prompts) for image in range(num_images)]
+    given = [int(each) for each in seed]
+    if len(given) == prompts * num_images:
+        return list(given)
+    if len(given) == prompts:
+        return [first + image for first in given for image in range(num_images)]
+    raise GuidanceError(
+        f"{len(given)} seeds for {prompts} prompts with {num_images} pictures each; give one number, one per prompt, or "
+        f"one per picture ({prompts * num_images})"
+    )
+
+
+def wants_arrays(output_type: Any) -> bool:
+    """True for ``np``, False for ``pil``.
+
+    Raises:
+        GuidanceError: anything else, which could not be reviewed.
+    """
+    if output_type not in OUTPUT_TYPES:
+        raise GuidanceError(
+            f"output_type '{output_type}' is not available: pictures must be decoded to be reviewed; use pil or np, or guard() "
+            f"and your own call of the pipeline"
+        )
+    return bool(output_type == "np")

@@ -1,0 +1,152 @@
+"""From what was found out about a picture to what is shown of it, and the report that says so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from diffusers.image_processor import VaeImageProcessor
+from numpy.typing import NDArray
+from PIL import Image
+
+from sldcore.errors import SafetyFailure
+from sldcore.filters import actions
+from sldcore.filters.base import PictureContext
+from sldcore.filters.chain import Chain, Findings
+from sldcore.policy import Action, FilterUse, PromptFilterUse, SafetyPolicy
+from sldcore.types import Box, Failure, Report, Verdict
+
+logger = logging.getLogger("sldcore")
+
+CHECKER: Final = FilterUse(use="safety-checker")
+"""The pipeline's own safety checker, as if the policy named it: what it flags goes black."""
+
+
+@dataclass(slots=True)
+class Made:
+    """One picture as it was made, [H, W, 3] in 0..1, and what is known of it. It has not been acted upon."""
+
+    pixels: NDArray[np.float32]
+    report: Report
+    findings: Findings
+    context: PictureContext
+
+
+def action_of(use: PromptFilterUse) -> Action:
+    """What a use does with what it flags."""
+    action: Any = use.on_flag
+    return action if isinstance(action, Action) else Action(do=action)
+
+
+def blocking(failures: Sequence[Failure], policy: SafetyPolicy) -> bool:
+    """Whether failures withhold the picture.
+
+    Raises:
+        SafetyFailure: the policy, or the use that failed, says ``on_error: raise``.
+    """
+    for failure in failures:
+        if (failure.on_error or policy.on_error) == "raise":
+            raise SafetyFailure(f"{failure.source}: {failure.error} (policy '{policy.name}')")
+    return any(failure.on_error != "allow" for failure in failures)
+
+
+def decide(report: Report, findings: Findings, policy: SafetyPolicy) -> Report:
+    """The report with verdicts, errors and the action that is taken if nothing else is tried.
+
+    Raises:
+        SafetyFailure: as :func:`blocking`.
+    """
+    report = replace(report, verdicts=tuple(findings.verdicts), errors=tuple(findings.failures))
+    if report.errors:
+        first = report.errors[0]
+        fate = (
+            "is withheld" if blocking(report.errors, policy) else "is shown unreviewed, as its policy allows"
+        )
+        logger.warning("picture '%.60s' %s: %s: %s", report.prompt, fate, first.source, first.error)
+        if blocking(report.errors, policy):
+            return replace(report, action="block")
+    wanted = actions.strictest(action_of(use).final for use, _ in findings.flagged_by)
+    return replace(report, action=wanted.do if wanted else "none")
+
+
+def picture_of(made: Made, policy: SafetyPolicy, as_array: bool) -> Any:
+    """What is shown of one picture: a PIL picture or an array [H, W, 3], None if it is dropped.
+
+    Raises:
+        SafetyFailure: the action is ``raise``.
+    """
+    do = made.report.action
+    if do in ("none", "flag") and as_array:
+        return made.pixels
+    if do == "raise":
+        raise SafetyFailure(
+            f"{reason_of(made.findings)} (policy '{policy.name}', prompt '{made.report.prompt:.60}')"
+        )
+    picture = as_pil(made.pixels)
+    if do == "block":
+        shown: Image.Image | None = Image.new("RGB", picture.size)
+    elif do in ("none", "flag"):
+        shown = picture
+    else:
+        action, boxes = _covering(made.findings, do)
+        shown = actions.apply(action, picture, boxes, reason_of(made.findings))
+    return as_pixels(shown) if as_array and shown is not None else shown
+
+
+def reason_of(findings: Findings) -> str:
+    """Which filters flagged the picture, for what."""
+    reasons = []
+    for _, verdict in findings.flagged_by:
+        categories = ", ".join(verdict.above)
+        reasons.append(f"{verdict.filter}{f' ({categories})' if categories else ''}")
+    return "flagged by " + "; ".join(reasons) if reasons else ""
+
+
+def mark(chain: Chain, made: Sequence[Made], pictures: list[Any], as_array: bool) -> None:
+    """Put the policies' marks on pictures that are shown, in place; what cannot be marked is withheld.
+
+    Raises:
+        SafetyFailure: a mark failed and its policy says ``on_error: raise``.
+    """
+    shown = ("none", "flag", "blur", "pixelate")
+    wanted = [i for i, each in enumerate(made) if each.context.policy.marks and each.report.action in shown]
+    given = [as_pil(pictures[i]) if as_array else pictures[i] for i in wanted]
+    for index, marked in zip(wanted, chain.marked(given, [made[i].context for i in wanted]), strict=True):
+        each, policy = made[index], made[index].context.policy
+        if isinstance(marked, Failure):
+            each.findings.failures.append(marked)
+            each.report = decide(each.report, each.findings, policy)
+            marked = Image.new("RGB", given[wanted.index(index)].size)
+        else:
+            each.report = replace(each.report, marks=tuple(use.use for use in policy.marks))
+        pictures[index] = as_pixels(marked) if as_array else marked
+
+
+def as_pil(pixels: NDArray[np.float32]) -> Image.Image:
+    """[H, W, 3] in 0..1 as a picture."""
+    picture: Image.Image
+    (picture,) = VaeImageProcessor.numpy_to_pil(pixels)
+    return picture
+
+
+def as_pixels(picture: Image.Image) -> NDArray[np.float32]:
+    """A picture as [H, W, 3] in 0..1."""
+    return np.asarray(picture.convert("RGB"), dtype=np.float32) / np.float32(255)
+
+
+def _covering(findings: Findings, do: str) -> tuple[Action, tuple[Box, ...]]:
+    """The action to apply, and where: boxes only if every use that asks for it has some."""
+    asking = [(action_of(use).final, verdict) for use, verdict in findings.flagged_by]
+    own = [(action, verdict) for action, verdict in asking if action.do == do]
+    boxes = [_boxes(verdict) for _, verdict in own]
+    everywhere = any(action.area == "whole" for action, _ in own) or not all(boxes)
+    action = own[0][0]
+    return action, () if everywhere else tuple(box for some in boxes for box in some)
+
+
+def _boxes(verdict: Verdict) -> tuple[Box, ...]:
+    """Where the verdict's flagged categories are; all boxes if it does not say which are flagged."""
+    return tuple(box for box in verdict.boxes if not verdict.above or box.category in verdict.above)
