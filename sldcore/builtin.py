@@ -14,9 +14,11 @@ from sldcore.contributions import (
     Contribution,
     FamilyKind,
     GuidanceMethod,
+    PostFilterKind,
     SchedulerKind,
     WindowKind,
 )
+from sldcore.filters import playground_glyphs
 from sldcore.guidance.windows import CORE_WINDOWS, Span
 from sldcore.hookspecs import hookimpl
 from sldcore.policy_parts import SLDOptions
@@ -70,6 +72,12 @@ def sld_schedulers() -> list[SchedulerKind]:
 
 
 @hookimpl
+def sld_post_filters() -> list[PostFilterKind]:
+    """Filters that need nothing but what the core needs."""
+    return [playground_glyphs.KIND]
+
+
+@hookimpl
 def sld_families() -> list[FamilyKind]:
     """Stable Diffusion 1.x and 2.x."""
 
@@ -93,6 +101,7 @@ HOOKS: Final[tuple[Callable[[], list[Any]], ...]] = (
     sld_guidance_methods,
     sld_windows,
     sld_schedulers,
+    sld_post_filters,
     sld_families,
 )
 

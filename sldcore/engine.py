@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sldcore import regeneration
+from sldcore import __version__, regeneration
 from sldcore.catalogue import current, using
 from sldcore.encoding import ConceptEncoder, text_vectors
-from sldcore.errors import GuidanceError, SafetyFailure
+from sldcore.errors import ConfigurationError, GuidanceError, SafetyFailure
 from sldcore.families import family_of
 from sldcore.families.base import TextOptions, picture_size
 from sldcore.filters.base import PictureContext, PromptContext
@@ -194,12 +194,27 @@ class SafetyEngine:
             samples = [Sample(request.samples[r.index].prompt, r.seed, r.policy) for r in retries]
             self._chain.prepare(dict.fromkeys(sample.policy for sample in samples))
             part = request.part(chosen, samples)
-            later = self.denoise(part.samples, part.call())
+            try:
+                later = self.denoise(part.samples, part.call())
+            except ConfigurationError as problem:  # such as a preset that starts after the last step
+                later = self._failed(outcome, chosen, samples, problem)
             for index, made in zip(chosen, later.made, strict=True):
                 made.report = regeneration.joined(outcome.made[index].report, made.report)
             outcome = _replaced(outcome, chosen, later)
             attempt += 1
         return outcome
+
+    def _failed(
+        self, outcome: Outcome, chosen: Sequence[int], samples: Sequence[Sample], problem: ConfigurationError
+    ) -> Outcome:
+        """Attempts that could not be made: their pictures are withheld, and the reports say why."""
+        made = []
+        for index, sample in zip(chosen, samples, strict=True):
+            context = PictureContext(sample.prompt, sample.seed, sample.policy)
+            findings = Findings(failures=[Failure("regeneration", __version__, str(problem))])
+            report = decide(_report(sample, context, 0), findings, sample.policy)
+            made.append(Made(np.zeros_like(outcome.made[index].pixels), report, findings, context))
+        return Outcome(tuple(made), empty_trace(len(made)))
 
     def _retries(self, request: Request, outcome: Outcome, attempt: int) -> list[Retry]:
         found = []

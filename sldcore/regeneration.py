@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sldcore.concepts import load_pack
 from sldcore.errors import ConfigurationError, GuidanceError
-from sldcore.policy import Action, ConceptUse, FilterUse, PromptFilterUse, SafetyPolicy
+from sldcore.policy import Action, ConceptUse, FilterUse, PromptFilterUse, SafetyPolicy, Window
 from sldcore.types import Attempt, Report, Verdict
 
 STRIDE: Final = 1_000_003
@@ -89,16 +89,26 @@ def _stronger(policy: SafetyPolicy) -> SafetyPolicy:
     scale = float(guidance.options["scale"]) if guidance is not None else 0.0
     for name in LADDER:
         preset = SafetyPolicy.preset(name)
-        own = preset.guidance
-        if own is not None and float(own.options["scale"]) > scale:
+        if preset.guidance is not None and float(preset.guidance.options["scale"]) > scale:
+            window = preset.guidance.window
+            if guidance is not None:
+                window = _earlier(guidance.window, window)
+            stronger = preset.guidance.model_copy(update={"window": window})
             concepts = policy.concepts or preset.concepts
-            return policy.replace(guidance=own, concepts=concepts, name=f"{_base(policy)}, {name}")
+            return policy.replace(guidance=stronger, concepts=concepts, name=f"{_base(policy)}, {name}")
     return policy
 
 
 def _base(policy: SafetyPolicy) -> str:
-    name, _, step = policy.name.rpartition(", ")
-    return name if step in LADDER else policy.name
+    name, comma, step = policy.name.rpartition(", ")
+    return name if comma and step in LADDER else policy.name
+
+
+def _earlier(own: Window, other: Window) -> Window:
+    """The preset's window, opened no later than the policy's own: a stronger attempt does not wait longer."""
+    if own.unit != other.unit:
+        return own
+    return other if other.start <= own.start else own
 
 
 def _with_concepts(policy: SafetyPolicy, asking: Sequence[tuple[FilterUse, Verdict]]) -> SafetyPolicy:
