@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sldcore import __version__, regeneration
+from sldcore.audit import AuditLog
 from sldcore.catalogue import current, using
 from sldcore.encoding import ConceptEncoder, text_vectors
 from sldcore.errors import ConfigurationError, GuidanceError, SafetyFailure
@@ -64,13 +65,21 @@ class SafetyEngine:
         pipe: a pipeline of a supported class; it stays the caller's and is not changed between calls.
         policy: what applies where a call names no other; a policy or the name of a preset.
         step_hooks: objects that see, and may edit, every step.
+        audit: where every picture is recorded before it is given back; if that fails, no picture is.
 
     Raises:
         UnsupportedPipelineError: no family knows the pipeline.
         PolicyError: there is no preset of that name.
     """
 
-    def __init__(self, pipe: Any, policy: SafetyPolicy | str, step_hooks: Sequence[StepHook] = ()) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        policy: SafetyPolicy | str,
+        step_hooks: Sequence[StepHook] = (),
+        audit: AuditLog | None = None,
+    ) -> None:
+        self._audit = audit
         self.pipe = pipe
         self.policy = as_policy(policy)
         self._catalogue = current()
@@ -121,7 +130,11 @@ class SafetyEngine:
             outcome = self._further(request, outcome)
             images = [picture_of(each, each.context.policy, as_arrays) for each in outcome.made]
             mark(self._chain, outcome.made, images, as_arrays)
-        return Result(images, outcome.reports, outcome.trace, self._provenance(outcome, request))
+        provenance = self._provenance(outcome, request)
+        if self._audit is not None:
+            for report in outcome.reports:
+                self._audit.record(report, provenance)
+        return Result(images, outcome.reports, outcome.trace, provenance)
 
     def denoise(self, samples: Sequence[Sample], arguments: Mapping[str, Any]) -> Outcome:
         """One pipeline call for ``samples`` with the pipeline's own ``arguments``, guided and reviewed."""

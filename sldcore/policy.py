@@ -124,9 +124,13 @@ class SafetyPolicy(Strict):
 
     @property
     def unguided(self) -> SafetyPolicy:
-        """What this policy is compared with: its filters and its scheduler, without guidance and step hooks."""
-        changes = {"guidance": None, "concepts": (), "step_hooks": (), "name": f"{self.name}, unguided"}
-        return self.replace(**changes) if self.guides else self
+        """What this policy is compared with: its filters and its scheduler, without guidance and step hooks.
+
+        Filters that would try again, guided, do what they do at last instead.
+        """
+        filters = tuple(use.model_copy(update={"on_flag": use.on_flag.final}) for use in self.filters)
+        changes = {"guidance": None, "concepts": (), "step_hooks": (), "filters": filters}
+        return self.replace(**changes, name=f"{self.name}, unguided") if self.guides else self
 
     @property
     def digest(self) -> str:
@@ -246,6 +250,9 @@ def _short(use: Strict) -> str | dict[str, Any]:
     names = content.get("use")
     if isinstance(names, list) and len(names) == 1:
         content["use"] = names[0]
+    action = content.get("on_flag")
+    if isinstance(action, dict) and list(action) == ["do"]:
+        content["on_flag"] = action["do"]
     return content["use"] if list(content) == ["use"] and isinstance(content["use"], str) else content
 
 

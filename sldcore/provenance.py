@@ -11,6 +11,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from os import PathLike
@@ -23,7 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sldcore import __version__
 from sldcore.documents import write_bytes_atomically, write_text_atomically
-from sldcore.types import Report, Result, Trace
+from sldcore.types import Report, Result, Trace, Verdict
 
 FORMAT: Final = 1
 """Version of the layout of the documents written here."""
@@ -96,7 +97,8 @@ def save_png(image: Image.Image, path: str | PathLike[str], info: PngInfo | None
 
 
 def report_document(report: Report) -> dict[str, Any]:
-    """Everything a report says, ready for JSON."""
+    """Everything a report says, ready for JSON; ``asked`` are seed and policy of the first attempt."""
+    first = report.earlier[0] if report.earlier else report
     return {
         "prompt": report.prompt,
         "seed": report.seed,
@@ -106,28 +108,46 @@ def report_document(report: Report) -> dict[str, Any]:
         "action": report.action,
         "flagged": report.flagged,
         "withheld": report.withheld,
+        "unreviewed": report.unreviewed,
+        "marks": list(report.marks),
         "attempts": report.attempts,
-        "rows": report.rows,
-        "verdicts": [
+        "asked": {"seed": first.seed, "policy_digest": first.policy_digest},
+        "earlier": [
             {
-                "filter": verdict.filter,
-                "version": verdict.version,
-                "flagged": verdict.flagged,
-                "scores": _json_ready(verdict.scores),
-                "thresholds": _json_ready(verdict.thresholds),
-                "reason": verdict.reason,
+                "seed": attempt.seed,
+                "policy": attempt.policy,
+                "policy_digest": attempt.policy_digest,
+                "verdicts": [_verdict_document(verdict) for verdict in attempt.verdicts],
             }
-            for verdict in report.verdicts
+            for attempt in report.earlier
         ],
+        "rows": report.rows,
+        "verdicts": [_verdict_document(verdict) for verdict in report.verdicts],
         "errors": [
             {
                 "source": failure.source,
                 "version": failure.version,
                 "error": failure.error,
                 "step": failure.step,
+                "on_error": failure.on_error,
             }
             for failure in report.errors
         ],
+    }
+
+
+def _verdict_document(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "filter": verdict.filter,
+        "version": verdict.version,
+        "flagged": bool(verdict.flagged),
+        "scores": _json_ready(verdict.scores),
+        "thresholds": _json_ready(verdict.thresholds),
+        "reason": verdict.reason,
+        "boxes": [_json_ready(asdict(box)) for box in verdict.boxes],
+        "weights": verdict.weights,
+        "seconds": round(verdict.seconds, 6),
+        "shadow": verdict.shadow,
     }
 
 
@@ -147,7 +167,7 @@ def result_document(result: Result, files: Sequence[Mapping[str, str]]) -> dict[
         {
             "files": dict(names),
             **report_document(report),
-            "plain_rows": result.trace.plain_rows // len(result.reports),
+            "plain_rows": 2 * len(result.trace.timesteps),
             "trace": trace_summary(result.trace, sample, report.concepts),
         }
         for sample, (report, names) in enumerate(zip(result.reports, files, strict=True))

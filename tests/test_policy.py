@@ -228,8 +228,8 @@ def test_a_noise_window_starts_at_pure_noise_unless_told() -> None:
         ),
         (
             "xyzzy: 1",
-            r"unknown key 'xyzzy' \(available: concepts, description, filters, guidance, name, on_error, "
-            r"plugins, prompt_filters, requires, scheduler, step_hooks\)",
+            r"unknown key 'xyzzy' \(available: concepts, description, filter_mode, filters, guidance, marks, "
+            r"name, on_error, plugins, prompt_filters, requires, scheduler, step_hooks\)",
         ),
     ],
 )
@@ -417,6 +417,8 @@ def test_unguided_keeps_what_is_reviewed_and_drops_what_guides() -> None:
     policy = SafetyPolicy.preset("max").replace(filters=["a"], step_hooks=["b"], scheduler="euler")
     unguided = policy.unguided
     assert not unguided.guides
+    again = policy.replace(filters=[{"use": "a", "on_flag": {"do": "regenerate", "then": "blur"}}])
+    assert again.unguided.filters[0].on_flag.do == "blur"
     assert (unguided.filters, unguided.scheduler, unguided.step_hooks) == (
         policy.filters,
         policy.scheduler,

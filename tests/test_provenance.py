@@ -139,7 +139,11 @@ def test_a_document_says_everything_of_a_report() -> None:
         "action": "black",
         "flagged": True,
         "withheld": True,
+        "unreviewed": False,
+        "marks": [],
         "attempts": 2,
+        "asked": {"seed": 7, "policy_digest": "d1"},
+        "earlier": [],
         "rows": 11,
         "plain_rows": 8,
         "verdicts": [
@@ -150,9 +154,13 @@ def test_a_document_says_everything_of_a_report() -> None:
                 "scores": {"gore": 0.9, "nsfw": None},
                 "thresholds": {"gore": 0.5},
                 "reason": "gore",
+                "boxes": [],
+                "weights": "",
+                "seconds": 0.0,
+                "shadow": False,
             }
         ],
-        "errors": [{"source": "sld", "version": "1", "error": "ValueError: no", "step": 3}],
+        "errors": [{"source": "sld", "version": "1", "error": "ValueError: no", "step": 3, "on_error": ""}],
     }
 
 

@@ -75,6 +75,10 @@ def generate(
         Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(help="Number format.", show_default="fits the device"),
     ] = None,
+    audit: Annotated[
+        Path | None,
+        typer.Option(help="Append one line per picture to this log (JSONL, prompts hashed)."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     resume: Annotated[
         bool,
@@ -106,7 +110,7 @@ def generate(
         pictures = plan_pictures(prompts, policies, seed, num_images, compare)
         check_place(model, device, out)
         check_guidance(policies, arguments["guidance_scale"])
-        request = Request(pictures, model, arguments, out, batch_size, device, dtype)
+        request = Request(pictures, model, arguments, out, batch_size, device, dtype, audit)
         _adopt(done, take_stock(request, resume=resume, overwrite=overwrite))
         generate_pictures(request, done, messages)
     _report(done, out, messages, json_output)
@@ -152,7 +156,7 @@ def _report(done: Progressing, out: Path, messages: Console, json_output: bool) 
         console.print(f"in {escape(str(out))}, with {RESULT_FILE}", highlight=False, soft_wrap=True)
     for picture in pictures:
         if picture["withheld"]:
-            _say(messages, f"withheld {picture['files']['picture']}", _reason(picture))
+            _say(messages, f"withheld {_file(picture)}", _reason(picture))
     if all(picture["withheld"] for picture in pictures):
         raise typer.Exit(ALL_WITHHELD)
 
@@ -164,17 +168,24 @@ def _table(pictures: Sequence[Mapping[str, Any]]) -> Table:
     for heading in ("seed", "policy", "outcome", "rows", "strongest concept"):
         table.add_column(heading, justify="right" if heading in ("seed", "rows") else "left", no_wrap=True)
     for picture in pictures:
-        cells = (picture["files"]["picture"], picture["prompt"], str(picture["seed"]), picture["policy"])
+        cells = (_file(picture), picture["prompt"], str(picture["seed"]), picture["policy"])
         table.add_row(
             *map(escape, cells), _outcome(picture), _relative_rows(picture), escape(_strongest(picture))
         )
     return table
 
 
+def _file(picture: Mapping[str, Any]) -> str:
+    return str(picture["files"].get("picture", "(dropped)"))
+
+
 def _outcome(picture: Mapping[str, Any]) -> str:
     if picture["withheld"]:
         return f"[bold red]withheld ({escape(picture['action'])})[/]"
-    return "[yellow]flagged[/]" if picture["flagged"] else "[green]shown[/]"
+    if picture["unreviewed"]:
+        return "[bold yellow]shown unreviewed[/]"
+    tries = f" (attempt {picture['attempts']})" if picture["attempts"] > 1 else ""
+    return f"[yellow]flagged[/]{tries}" if picture["flagged"] else f"[green]shown[/]{tries}"
 
 
 def _relative_rows(picture: Mapping[str, Any]) -> str:

@@ -61,6 +61,7 @@ class Request:
     batch_size: int
     device: str | None
     dtype: str | None
+    audit: Path | None = None
 
     @property
     def key(self) -> dict[str, Any]:

@@ -191,7 +191,12 @@ def _engine(pipe: Any, request: Request, bar: StepProgress) -> SafetyEngine:
 
     # Without classifier-free guidance there are no predictions for a hook to see, and the engine refuses one.
     hooks = (bar,) if request.arguments["guidance_scale"] > 1 else ()
-    return SafetyEngine(pipe, request.pictures[0].policy, step_hooks=hooks)
+    audit = None
+    if request.audit is not None:
+        from sldcore.audit import AuditLog
+
+        audit = AuditLog(request.audit)
+    return SafetyEngine(pipe, request.pictures[0].policy, step_hooks=hooks, audit=audit)
 
 
 def _make(
@@ -211,11 +216,13 @@ def _make(
         own = {name: text for name, text in policies.items() if name == report.policy_digest}
         info = png_metadata(report, {**provenance, "policies": own})
         drawn = _drawn(picture, sample, guided, plain)
-        for role, name in picture.files.items():
+        for role, image in drawn.items():
             unguided = role == "unguided"
             account = png_metadata(plain.reports[sample], plain.provenance) if unguided else info
-            save_png(drawn[role], request.out / name, account)
-        done.pictures[picture.index] = document["pictures"][sample]
+            save_png(image, request.out / picture.files[role], account)
+        entry = document["pictures"][sample]
+        entry["files"] = {role: name for role, name in picture.files.items() if role in drawn}
+        done.pictures[picture.index] = entry
     done.timesteps = document["timesteps"]
     done.provenance = _joined(done.provenance, provenance)
 
@@ -230,16 +237,20 @@ def _generate(
 
 
 def _drawn(picture: Picture, sample: int, guided: Result, plain: Result) -> dict[str, Image.Image]:
-    """The picture's files by role."""
+    """The picture's files by role, the picture itself last; a dropped picture has none."""
     from sldcore.visual import comparison_strip, curves, difference, enlarged, heat_overlay
 
-    image = guided.images[sample]
+    image, before = guided.images[sample], plain.images[sample]
+    if image is None:
+        return {}
     if not picture.compare:
         return {"picture": image}
-    changed = difference(plain.images[sample], image)
+    if before is None:
+        return {"curves": curves(guided.trace, sample), "picture": image}
+    changed = difference(before, image)
     heat = guided.trace.heat[sample]
     panels = [
-        (_named("unguided", plain, sample), plain.images[sample]),
+        (_named("unguided", plain, sample), before),
         (_named(f"guided by {picture.policy.name}", guided, sample), image),
         (f"difference x{changed.info['amplification']}", changed),
         (
@@ -248,11 +259,11 @@ def _drawn(picture: Picture, sample: int, guided: Result, plain: Result) -> dict
         ),
     ]
     return {
-        "picture": image,
-        "unguided": plain.images[sample],
+        "unguided": before,
         "difference": changed,
         "comparison": comparison_strip(panels, f"{picture.prompt} · seed {picture.seed}"),
         "curves": curves(guided.trace, sample),
+        "picture": image,
     }
 
 
@@ -267,15 +278,16 @@ def _matching(request: Request, picture: Picture) -> dict[str, Any] | None:
     account = read_metadata(request.out / picture.files["picture"])
     if account is None or account["provenance"].get("request") != request.key:
         return None
-    asked = {"prompt": picture.prompt, "seed": picture.seed, "policy_digest": picture.policy.digest}
-    return account if asked.items() <= account["picture"].items() else None
+    asked = {"seed": picture.seed, "policy_digest": picture.policy.digest}
+    made = account["picture"]
+    return account if made["prompt"] == picture.prompt and made.get("asked") == asked else None
 
 
 def _earlier_pictures(path: Path) -> dict[str, dict[str, Any]]:
     """The picture entries of an earlier ``result.json`` by file name; none if it cannot be read."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["pictures"]
-        return {entry["files"]["picture"]: entry for entry in entries}
+        return {entry["files"]["picture"]: entry for entry in entries if "picture" in entry["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

@@ -346,3 +346,49 @@ def test_overwrite_replaces_what_is_there(one: Path) -> None:
     before = (one / "0000-0.png").read_bytes()
     assert quick(one, "--overwrite", "--guidance-scale", "5").exit_code == 0
     assert (one / "0000-0.png").read_bytes() != before
+
+
+REVIEWED = """
+name: reviewed
+filters:
+  - use: playground-glyphs
+    on_flag: {on_flag}
+"""
+
+
+def reviewed(tmp_path: Path, on_flag: str, *arguments: str) -> tuple[Result, Path]:
+    policy, out = tmp_path / "policy.yaml", tmp_path / "out"
+    policy.write_text(REVIEWED.replace("{on_flag}", on_flag))
+    prompt = "a red knight on a meadow with a sword"
+    return sld(prompt, "--policy", policy, "--steps", "20", "--out", out, *arguments), out
+
+
+def test_a_dropped_picture_has_no_file_and_an_entry(tmp_path: Path) -> None:
+    result, out = reviewed(tmp_path, "drop")
+    assert result.exit_code == 3, result.output
+    assert names(out) == ["result.json"]
+    (entry,) = strict((out / "result.json").read_text())["pictures"]
+    assert (entry["action"], entry["files"]) == ("drop", {})
+    assert entry["verdicts"][0]["scores"]["violence"] > 0.5
+
+
+def test_a_picture_that_was_made_again_is_found_by_resume(tmp_path: Path) -> None:
+    on_flag = "{do: regenerate, attempts: 1, stronger: false, add_concept: false, then: flag}"
+    result, out = reviewed(tmp_path, on_flag)
+    assert result.exit_code == 0, result.output
+    (entry,) = strict((out / "result.json").read_text())["pictures"]
+    assert (entry["attempts"], entry["asked"]["seed"], len(entry["earlier"])) == (2, 0, 1)
+    before = (out / "0000-0.png").stat().st_mtime_ns
+    again, _ = reviewed(tmp_path, on_flag, "--resume")
+    assert again.exit_code == 0, again.output
+    assert (out / "0000-0.png").stat().st_mtime_ns == before
+
+
+def test_an_audit_log_gets_one_line_per_picture_without_the_prompt(tmp_path: Path) -> None:
+    from sldcore.audit import read_audit
+
+    log = tmp_path / "audit.jsonl"
+    result, _ = reviewed(tmp_path, "blur", "--num-images", "2", "--audit", str(log))
+    assert result.exit_code in (0, 3), result.output
+    assert len(read_audit(log).records) == 2
+    assert "knight" not in log.read_text()
