@@ -14,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sldcore.catalogue import using
 from sldcore.concepts import resolve
 from sldcore.embeddings import read_embedding
 from sldcore.errors import ConceptError, listed
 from sldcore.families.base import EncodesTokens, EncodesVectors, Family, TextOptions
 from sldcore.policy import SafetyPolicy
 from sldcore.policy_parts import Window
+from sldcore.resolution import catalogue_for
 from sldcore.splitting import split_to_window
 from sldcore.types import Concept, ConceptEmbedding, Row
 
@@ -116,7 +118,9 @@ class ConceptEncoder:
         used: dict[SafetyPolicy, tuple[UsedRow, ...]] = {}
         for policy in dict.fromkeys(policies):
             mine: dict[_Source, UsedRow] = {}
-            for use in resolve(policy.concepts):
+            with using(catalogue_for([policy])):
+                resolved = resolve(policy.concepts)
+            for use in resolved:
                 concept = use.concept
                 sources = self._sources(concept)
                 for number, source in enumerate(sources, 1):

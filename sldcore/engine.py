@@ -28,7 +28,7 @@ from sldcore.policy import SafetyPolicy
 from sldcore.provenance import library_versions
 from sldcore.regeneration import Retry
 from sldcore.request import Request, Sample, prompts_of, wants_arrays
-from sldcore.resolution import catalogue_for
+from sldcore.resolution import providers_of
 from sldcore.review import CHECKER, Made, action_of, blocking, decide, mark, picture_of, reason_of
 from sldcore.session import Session, as_policy
 from sldcore.tracing import empty_trace, replaced_samples
@@ -41,6 +41,7 @@ class Outcome:
 
     made: tuple[Made, ...]
     trace: Trace
+    scheduler: str = ""
 
     @property
     def reports(self) -> tuple[Report, ...]:
@@ -124,13 +125,13 @@ class SafetyEngine:
         used = [sample.policy for sample in request.samples]
         regeneration.check(used, [sample.seed for sample in request.samples], pipeline_arguments)
         self._require_guidance_scale(used, pipeline_arguments)
-        with using(self._catalogue), using(catalogue_for(used)):
+        with using(self._catalogue):
             self._chain.prepare(dict.fromkeys(used))
             outcome = self._first(request)
             outcome = self._further(request, outcome)
             images = [picture_of(each, each.context.policy, as_arrays) for each in outcome.made]
             mark(self._chain, outcome.made, images, as_arrays)
-        provenance = self._provenance(outcome, request)
+            provenance = self._provenance(outcome, request)
         if self._audit is not None:
             for report in outcome.reports:
                 self._audit.record(report, provenance)
@@ -140,7 +141,7 @@ class SafetyEngine:
         """One pipeline call for ``samples`` with the pipeline's own ``arguments``, guided and reviewed."""
         policies = [sample.policy for sample in samples]
         self._require_guidance_scale(policies, arguments)
-        with using(self._catalogue), using(catalogue_for(policies)):
+        with using(self._catalogue):
             self._chain.prepare(dict.fromkeys(policies))
             session = Session(self.pipe, self._family, self._encoder, policies, self._hooks, strict=False)
             concepts = session.concepts(_text_options(arguments))
@@ -174,7 +175,7 @@ class SafetyEngine:
                 sample, contexts[index], 0 if session.run is None else session.run.rows_of(index)
             )
             made.append(Made(pixels[index], decide(report, found, sample.policy), found, contexts[index]))
-        return Outcome(tuple(made), trace)
+        return Outcome(tuple(made), trace, session.scheduler)
 
     def _first(self, request: Request) -> Outcome:
         """The first attempt at every picture whose prompt passes the prompt filters."""
@@ -289,11 +290,12 @@ class SafetyEngine:
             "model": str(self.pipe.name_or_path or type(self.pipe).__name__),
             "model_class": type(self.pipe).__name__,
             "arguments": {name: value for name, value in arguments.items() if _is_plain(value)},
-            "scheduler": type(self.pipe.scheduler).__name__,
+            "scheduler": outcome.scheduler or type(self.pipe.scheduler).__name__,
             "versions": library_versions(),
             "device": str(self.pipe._execution_device),
             "dtype": str(next(denoiser.parameters()).dtype).removeprefix("torch."),
             "policies": {policy.digest: policy.dump() for policy in policies},
+            "providers": {name: each for policy in policies for name, each in providers_of(policy).items()},
         }
 
 
@@ -313,7 +315,7 @@ def _failures(
                 message = f"the pipeline stopped after {run.calls} of {len(run.schedule)} denoiser calls"
                 found[index].append(Failure("engine", "", message))
     if run is not None:
-        for index, failure in run.nonfinite().items():
+        for index, failure in [*run.nonfinite().items(), *(run.idle().items() if run.finished else ())]:
             found[index].append(failure)
     for index, picture in enumerate(pixels):
         if not np.isfinite(picture).all():
@@ -352,7 +354,11 @@ def _replaced(outcome: Outcome, chosen: Sequence[int], later: Outcome) -> Outcom
     made = list(outcome.made)
     for index, each in zip(chosen, later.made, strict=True):
         made[index] = each
-    return Outcome(tuple(made), replaced_samples(outcome.trace, chosen, later.trace))
+    return Outcome(
+        tuple(made),
+        replaced_samples(outcome.trace, chosen, later.trace),
+        outcome.scheduler or later.scheduler,
+    )
 
 
 def _text_options(arguments: Mapping[str, Any]) -> TextOptions:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from packaging.requirements import InvalidRequirement
 from packaging.requirements import Requirement as PackageRequirement
-from pydantic import AfterValidator, ValidationError, model_validator
+from pydantic import AfterValidator, PrivateAttr, ValidationError, model_validator
 
 from sldcore.documents import (
     Strict,
@@ -57,11 +57,14 @@ __all__ = [
 
 def _requirement(text: str) -> str:
     try:
-        return str(PackageRequirement(text))
+        requirement = PackageRequirement(text)
     except InvalidRequirement as invalid:
         raise ValueError(
             f"{text!r} is not a requirement such as 'sld-guidance-sega>=1.0': {invalid}"
         ) from None
+    if requirement.url or "extra" in str(requirement.marker or ""):
+        raise ValueError(f"{text!r}: give a name with versions; addresses and extras cannot be checked")
+    return str(requirement)
 
 
 Requirement = Annotated[str, AfterValidator(_requirement)]
@@ -84,7 +87,7 @@ class SafetyPolicy(Strict):
     ``filters``, ``prompt_filters``, ``marks`` and ``step_hooks`` run in the order given; ``filter_mode: first_flag`` stops at the
     first filter that flags a picture. ``requires`` are distributions with versions
     as pip writes them (``sld-guidance-sega>=1.0,<2``); they must be installed, or nothing starts. ``plugins`` are plugin
-    files without a distribution; ``load`` reads them relative to the policy's folder, and refuses those outside it.
+    files without a distribution; ``load`` finds them relative to the policy's folder, and refuses those outside it.
 
     Raises:
         pydantic.ValidationError: (a ``ValueError``) on direct construction with something that makes no sense;
@@ -104,6 +107,8 @@ class SafetyPolicy(Strict):
     on_error: Literal["block", "raise"] = "block"
     requires: tuple[Requirement, ...] = ()
     plugins: tuple[str, ...] = ()
+    _folder: Path | None = PrivateAttr(default=None)
+    _contents: tuple[str, ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
     def _guidance_and_concepts(self) -> Self:
@@ -138,7 +143,12 @@ class SafetyPolicy(Strict):
         # Without defaults, so that digests stay what they are when policies gain fields.
         content = _whole(self.model_dump(mode="json", exclude={"name", "description"}, exclude_defaults=True))
         if self.plugins:
-            content["plugins"] = [_identity(Path(file)) for file in self.plugins]
+            content["plugins"] = [
+                [file.name, _hash_of(file) if known is None else known]
+                for file, known in zip(
+                    self.plugin_files, self._contents or (None,) * len(self.plugins), strict=True
+                )
+            ]
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -168,17 +178,53 @@ class SafetyPolicy(Strict):
         """
         source = os.fspath(path)
         policy = cls._checked(read_mapping(path, error=PolicyError), source)
-        files = tuple(str(_inside(Path(path).parent, file, source)) for file in policy.plugins)
-        return policy.model_copy(update={"plugins": files}) if files else policy
+        return policy._in_folder(Path(path).parent, source)
 
     @classmethod
-    def parse(cls, text: str, source: str = "policy") -> SafetyPolicy:
+    def parse(
+        cls, text: str, source: str = "policy", folder: str | os.PathLike[str] | None = None
+    ) -> SafetyPolicy:
         """Read a policy from YAML text; ``source`` is what messages call it.
+
+        Args:
+            text: The document.
+            source: What to call it in messages.
+            folder: Where its plugin files lie. Without one, a policy that names some is refused: text may come from anywhere.
 
         Raises:
             PolicyError: As ``load``.
         """
-        return cls._checked(parse_mapping(text, source=source, error=PolicyError), source)
+        policy = cls._checked(parse_mapping(text, source=source, error=PolicyError), source)
+        if policy.plugins and folder is None:
+            raise PolicyError(
+                f"{source}: plugins: a policy that names plugin files must be read from a file, or with folder=..."
+            )
+        return policy if folder is None else policy._in_folder(Path(folder), source)
+
+    @property
+    def plugin_files(self) -> tuple[Path, ...]:
+        """The plugin files, in the policy's folder if it was read from one."""
+        return tuple(self._folder / file if self._folder else Path(file) for file in self.plugins)
+
+    def require_unchanged(self) -> None:
+        """Refuse plugin files that have changed since the policy was read: its digest speaks of them as they were.
+
+        Raises:
+            PolicyError: one has.
+        """
+        for file, known in zip(self.plugin_files, self._contents, strict=False):
+            if _hash_of(file) != known:
+                raise PolicyError(
+                    f"policy '{self.name}': {file} has changed since the policy was read; read it again"
+                )
+
+    def _in_folder(self, folder: Path, source: str) -> SafetyPolicy:
+        """The policy with its plugin files in ``folder``, their contents noted."""
+        files = [_inside(folder, file, source) for file in self.plugins]
+        if files:
+            self._folder = folder.resolve()
+            self._contents = tuple(_hash_of(file) for file in files)
+        return self
 
     def dump(self, path: str | os.PathLike[str] | None = None) -> str:
         """The policy as YAML, complete; also written to ``path`` if given."""
@@ -225,7 +271,10 @@ class SafetyPolicy(Strict):
             PolicyError: The result makes no sense.
         """
         content = {name: getattr(self, name) for name in type(self).model_fields}
-        return self._checked({**content, **changes}, f"policy '{self.name}'")
+        changed = self._checked({**content, **changes}, f"policy '{self.name}'")
+        if changed.plugins == self.plugins:
+            changed._folder, changed._contents = self._folder, self._contents
+        return changed
 
     @classmethod
     def _checked(cls, content: Mapping[str, Any], source: str) -> SafetyPolicy:
@@ -256,18 +305,24 @@ def _short(use: Strict) -> str | dict[str, Any]:
     return content["use"] if list(content) == ["use"] and isinstance(content["use"], str) else content
 
 
-def _identity(file: Path) -> list[str]:
-    """A plugin file's name and the sha256 of its content, empty if it cannot be read."""
+def _hash_of(file: Path) -> str:
+    """sha256 of a file's content, empty if it cannot be read."""
     try:
-        return [file.name, hashlib.sha256(file.read_bytes()).hexdigest()]
+        return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError:
-        return [file.name, ""]
+        return ""
 
 
 def _inside(folder: Path, file: str, source: str) -> Path:
     """``file`` in ``folder``, where it must lie."""
-    place = (folder / file).resolve()
-    if Path(file).is_absolute() or not place.is_relative_to(folder.resolve()):
+    try:
+        place = (folder / file).resolve()
+        inside = not Path(file).is_absolute() and place.is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError) as problem:  # a null byte, a circle of links
+        raise PolicyError(f"{source}: plugins: {file!r} is no path: {problem}") from None
+    if place.suffix != ".py":
+        raise PolicyError(f"{source}: plugins: {file!r} is not a Python file (its name must end in .py)")
+    if not inside:
         raise PolicyError(
             f"{source}: plugins: '{file}' lies outside the policy's folder; put the file beside the policy, or give it "
             f"on the command line with --plugin"

@@ -55,8 +55,15 @@ class Options(Mapping[str, Scalar]):
     def __len__(self) -> int:
         return len(self._items)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Options) and self._told_apart() == other._told_apart()
+
     def __hash__(self) -> int:
-        return hash(frozenset(self._items.items()))
+        return hash(self._told_apart())
+
+    def _told_apart(self) -> frozenset[tuple[str, bool, Scalar]]:
+        # Python takes True and 1 for equal; a digest, and a plugin, need not.
+        return frozenset((key, isinstance(value, bool), value) for key, value in self._items.items())
 
     def __repr__(self) -> str:
         return repr(self._items)

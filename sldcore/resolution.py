@@ -6,15 +6,16 @@ calls it before it loads a model. :func:`resolve_policy` makes the objects.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sldcore.catalogue import Catalogue, checked_options, current, using
 from sldcore.concepts import resolve
 from sldcore.contributions import (
+    ConceptProvider,
     Contribution,
     GuidanceMethod,
     MarkKind,
@@ -22,8 +23,9 @@ from sldcore.contributions import (
     PromptFilterKind,
     SchedulerKind,
     StepHookKind,
+    WindowKind,
 )
-from sldcore.errors import PluginError, PolicyError
+from sldcore.errors import PluginError, PolicyError, listed
 from sldcore.filters.base import Mark, PostFilter, PromptFilter
 from sldcore.guidance.base import Guidance, StepHook
 from sldcore.guidance.windows import strength_of
@@ -33,12 +35,36 @@ K = TypeVar("K", PostFilterKind, PromptFilterKind, MarkKind, StepHookKind)
 
 
 @dataclass(frozen=True, slots=True)
+class HookMaker:
+    """Makes a step hook of one use anew for each run; equal for policies that name the same with the same options."""
+
+    kind: StepHookKind
+    use: Use
+    version: str
+
+    @property
+    def name(self) -> str:
+        """The name that the policy gives."""
+        return self.use.use
+
+    def make(self) -> StepHook:
+        """A new step hook.
+
+        Raises:
+            PluginError: the factory gives something else.
+        """
+        made = self.kind.create(checked_options(self.kind, self.use.options))
+        _require_protocol(self.kind, made, StepHook)
+        return made
+
+
+@dataclass(frozen=True, slots=True)
 class Resolved:
     """What a policy names, made. ``spec`` has the method's options complete; ``step_hooks`` make one for each run."""
 
     method: Guidance | None
     spec: GuidanceSpec | None
-    step_hooks: tuple[tuple[Use, Callable[[], StepHook]], ...]
+    step_hooks: tuple[HookMaker, ...]
 
 
 def catalogue_for(policies: Sequence[SafetyPolicy]) -> Catalogue:
@@ -49,7 +75,39 @@ def catalogue_for(policies: Sequence[SafetyPolicy]) -> Catalogue:
     """
     catalogue = current()
     catalogue.require([each for policy in policies for each in policy.requires])
-    return catalogue.with_files([Path(file) for policy in policies for file in policy.plugins])
+    for policy in policies:
+        policy.require_unchanged()
+    return catalogue.with_files([file for policy in policies for file in policy.plugin_files])
+
+
+def named_by(policy: SafetyPolicy) -> Iterator[tuple[type[Contribution], str]]:
+    """Kind and name of everything that a policy names."""
+    windows = [use.window for use in policy.concepts if use.window is not None]
+    if policy.guidance is not None:
+        yield GuidanceMethod, policy.guidance.method
+        windows.append(policy.guidance.window)
+    yield from ((WindowKind, window.unit) for window in windows)
+    for concept in policy.concepts:
+        yield from ((ConceptProvider, each.removeprefix("!").partition("/")[0]) for each in concept.use or ())
+    if policy.scheduler is not None:
+        yield SchedulerKind, policy.scheduler.use
+    yield from ((StepHookKind, use.use) for use in policy.step_hooks)
+    yield from ((PromptFilterKind, use.use) for use in policy.prompt_filters)
+    yield from ((PostFilterKind, use.use) for use in policy.filters)
+    yield from ((MarkKind, use.use) for use in policy.marks)
+
+
+def providers_of(policy: SafetyPolicy) -> dict[str, str]:
+    """Who provides what a policy names, such as ``{"filter opennsfw": "sld-filter-opennsfw 0.1.0"}``.
+
+    Raises:
+        PluginError: something cannot be had.
+    """
+    with using(catalogue_for([policy])):
+        return {
+            f"{kind.kind} {name}": str(current().entry(kind, name).provider)
+            for kind, name in named_by(policy)
+        }
 
 
 def check_policies(policies: Sequence[SafetyPolicy]) -> None:
@@ -58,8 +116,8 @@ def check_policies(policies: Sequence[SafetyPolicy]) -> None:
     Raises:
         ConfigurationError: something is missing, broken or disabled, or does not take its options.
     """
-    with using(catalogue_for(policies)):
-        for policy in policies:
+    for policy in policies:
+        with using(catalogue_for([policy])):
             _check(policy)
 
 
@@ -85,28 +143,35 @@ def resolve_policy(policy: SafetyPolicy) -> Resolved:
     Raises:
         ConfigurationError: as :func:`check_policies`.
     """
-    hooks = tuple((use, _maker(kind, use)) for use, kind in _in_order(StepHookKind, policy.step_hooks))
-    if policy.guidance is None:
-        return Resolved(None, None, hooks)
-    kind, spec = _specified(policy.guidance)
-    method = kind.create()
-    _require_protocol(kind, method, Guidance)
-    return Resolved(method, spec, hooks)
+    with using(catalogue_for([policy])):
+        hooks = tuple(
+            HookMaker(kind, use, current().entry(StepHookKind, use.use).provider.version)
+            for use, kind in _in_order(StepHookKind, policy.step_hooks)
+        )
+        if policy.guidance is None:
+            return Resolved(None, None, hooks)
+        kind, spec = _specified(policy.guidance)
+        method = kind.create()
+        _require_protocol(kind, method, Guidance)
+        return Resolved(method, spec, hooks)
 
 
 def marks_of(policy: SafetyPolicy) -> list[tuple[Use, MarkKind]]:
     """The policy's marks in the order in which they run."""
-    return _in_order(MarkKind, policy.marks)
+    with using(catalogue_for([policy])):
+        return _in_order(MarkKind, policy.marks)
 
 
 def filters_of(policy: SafetyPolicy) -> list[tuple[FilterUse, PostFilterKind]]:
     """The policy's filters in the order in which they run."""
-    return _in_order(PostFilterKind, policy.filters)
+    with using(catalogue_for([policy])):
+        return _in_order(PostFilterKind, policy.filters)
 
 
 def prompt_filters_of(policy: SafetyPolicy) -> list[tuple[PromptFilterUse, PromptFilterKind]]:
     """The policy's prompt filters in the order in which they run."""
-    return _in_order(PromptFilterKind, policy.prompt_filters)
+    with using(catalogue_for([policy])):
+        return _in_order(PromptFilterKind, policy.prompt_filters)
 
 
 def make_filter(kind: PostFilterKind, use: FilterUse) -> PostFilter:
@@ -157,8 +222,22 @@ def scheduler_of(policies: Sequence[SafetyPolicy], config: Any) -> Any:
     use = common_scheduler(policies)
     if use is None:
         return None
-    kind, options = _chosen(SchedulerKind, use)
-    return kind.create(config, options)
+    owner = next(policy for policy in policies if policy.scheduler is not None)
+    with using(catalogue_for([owner])):
+        kind, options = _chosen(SchedulerKind, use)
+        made = kind.create(config, options)
+    lacking = [name for name in ("set_timesteps", "step", "config") if not hasattr(made, name)]
+    if lacking:
+        raise PluginError(
+            f"scheduler '{kind.name}' is broken: its factory gave {type(made).__name__}, which has no {listed(lacking)}"
+        )
+    own, other = (dict(each).get("prediction_type") for each in (config, made.config))
+    if own != other:
+        raise PluginError(
+            f"scheduler '{kind.name}' is made for models that predict '{other}', and the pipeline's predicts '{own}'; make it "
+            f"from the pipeline's config"
+        )
+    return deepcopy(made)  # a factory may give the same object to everyone
 
 
 def _specified(spec: GuidanceSpec) -> tuple[GuidanceMethod, GuidanceSpec]:
@@ -170,17 +249,6 @@ def _specified(spec: GuidanceSpec) -> tuple[GuidanceMethod, GuidanceSpec]:
 def _chosen(kind: type[SchedulerKind], use: Use) -> tuple[SchedulerKind, Any]:
     found = current().find(kind, use.use)
     return found, checked_options(found, use.options)
-
-
-def _maker(kind: StepHookKind, use: Use) -> Callable[[], StepHook]:
-    options = checked_options(kind, use.options)
-
-    def make() -> StepHook:
-        made = kind.create(options)
-        _require_protocol(kind, made, StepHook)
-        return made
-
-    return make
 
 
 def _require_protocol(kind: Contribution, made: object, protocol: type) -> None:

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from sldcore.catalogue import using
 from sldcore.denoiser import DenoiserCall, Forward
 from sldcore.encoding import RunConcepts, UsedRow
 from sldcore.errors import ConfigurationError, GuidanceError, SafetyFailure
 from sldcore.guidance.base import Guidance, GuidanceRun, GuidedSample, StepHook
 from sldcore.guidance.windows import acting_steps
-from sldcore.policy import GuidanceSpec, SafetyPolicy, Use
-from sldcore.resolution import Resolved
+from sldcore.hook_lanes import HookLane, check_like, require_untouched, versions
+from sldcore.policy import GuidanceSpec, SafetyPolicy
+from sldcore.resolution import HookMaker, Resolved, catalogue_for
 from sldcore.tracing import Tracer
 from sldcore.types import Failure, Guided, Predictions, Row, Schedule, Step, Trace
 
-
-@dataclass(frozen=True, slots=True)
-class HookLane:
-    """A step hook of a run and the samples that it may edit; ``index`` is None if these are all of the batch."""
-
-    hook: StepHook
-    samples: tuple[int, ...]
-    index: Tensor | None
+CAUGHT: Final = (Exception, SystemExit)
+"""What other people's code may raise without ending more than its own samples; Ctrl-C is not among it."""
 
 
 @dataclass(slots=True)
@@ -36,8 +32,14 @@ class Lane:
 
     method: Guidance
     run: GuidanceRun
-    samples: tuple[int, ...]
+    members: tuple[GuidedSample, ...]
+    index: Tensor | None  # rows of the batch that are its samples'; None if all of them are
     failed: bool = False
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """Its samples."""
+        return tuple(member.index for member in self.members)
 
 
 class GuidedRun:
@@ -68,8 +70,9 @@ class GuidedRun:
         self._concept_rows = [0] * len(policies)
         self._inputs: dict[tuple[Row, ...], tuple[Tensor | slice, dict[str, Tensor]]] = {}
         self._spoilt: list[tuple[StepHook, int, Tensor]] = []  # [B] each, on the device until the run is over
+        self._applied: set[int] = set()
         self._hooks = self._start_hooks(step_hooks, device)
-        self._lanes = self._start_lanes()
+        self._lanes = self._start_lanes(device)
 
     @property
     def finished(self) -> bool:
@@ -138,21 +141,22 @@ class GuidedRun:
         """The caller's hooks for all samples, then those that policies name, each for the samples of these policies."""
         whole = tuple(range(len(self._policies)))
         lanes = [HookLane(hook, whole, None) for hook in everywhere]
-        wanted: dict[Use, tuple[Callable[[], StepHook], list[int]]] = {}
+        wanted: dict[HookMaker, list[int]] = {}
         for sample, policy in enumerate(self._policies):
-            for use, make in self._resolved[policy].step_hooks:
-                wanted.setdefault(use, (make, []))[1].append(sample)
-        for use, (make, samples) in wanted.items():
-            index = None if len(samples) == len(whole) else torch.tensor(samples, device=device)
+            for maker in self._resolved[policy].step_hooks:
+                wanted.setdefault(maker, []).append(sample)
+        for maker, samples in wanted.items():
             try:
-                lanes.append(HookLane(make(), tuple(samples), index))
-            except ConfigurationError:
-                raise
-            except Exception as error:
-                self._fail(samples, use.use, "", error, None)
+                lanes.append(HookLane(maker.make(), tuple(samples), self._index(samples, device)))
+            except CAUGHT as error:
+                self._fail(samples, maker.name, maker.version, error, None)
         return tuple(lanes)
 
-    def _start_lanes(self) -> list[Lane]:
+    def _index(self, samples: Sequence[int], device: torch.device) -> Tensor | None:
+        """Samples as an index into the batch; None if they are all of it."""
+        return None if len(samples) == len(self._policies) else torch.tensor(samples, device=device)
+
+    def _start_lanes(self, device: torch.device) -> list[Lane]:
         samples: dict[str, list[GuidedSample]] = defaultdict(list)
         methods: dict[str, Guidance] = {}
         for index, policy in enumerate(self._policies):
@@ -165,16 +169,19 @@ class GuidedRun:
         for name, members in samples.items():
             method, indices = methods[name], tuple(member.index for member in members)
             try:
-                lanes.append(Lane(method, method.start(members, self.schedule), indices))
+                started = method.start(members, self.schedule)
+                lanes.append(Lane(method, started, tuple(members), self._index(indices, device)))
             except ConfigurationError:
                 raise
-            except Exception as error:
+            except CAUGHT as error:
                 self._fail(indices, method.name, method.version, error, None)
         return lanes
 
     def _guided_sample(self, index: int, policy: SafetyPolicy, spec: GuidanceSpec) -> GuidedSample:
         used = self._concepts.used[policy]
-        acting = acting_steps(spec.window, self.schedule)
+        with using(catalogue_for([policy])):
+            acting = acting_steps(spec.window, self.schedule)
+            concept_acting = tuple(self._acting_within(acting, each) for each in used)
         return GuidedSample(
             index=index,
             spec=spec,
@@ -182,7 +189,7 @@ class GuidedRun:
             weights=tuple(each.weight for each in used),
             acting=acting,
             strengths=tuple(each.strength for each in used),
-            concept_acting=tuple(self._acting_within(acting, each) for each in used),
+            concept_acting=concept_acting,
         )
 
     def _acting_within(self, acting: tuple[float, ...], used: UsedRow) -> tuple[float, ...]:
@@ -216,9 +223,9 @@ class GuidedRun:
             return ()
         try:
             rows = tuple(lane.run.rows(step))
-            _check_rows(rows, lane.samples, len(self._concepts.rows))
+            _check_rows(rows, lane.members)
             return rows
-        except Exception as error:
+        except CAUGHT as error:
             self._fail_lane(lane, error, step)
             return ()
 
@@ -232,41 +239,59 @@ class GuidedRun:
         return self._inputs[rows]
 
     def _combine(self, lane: Lane, step: Step, predictions: Predictions) -> Tensor:
+        before = versions(predictions)
         try:
             guided = lane.run.combine(step, predictions)
-            _check_guided(guided, predictions)
+            _check_guided(guided, predictions, lane.samples)
             self._tracer.record(step, predictions, guided)
-        except Exception as error:
+        except CAUGHT as error:
             self._fail_lane(lane, error, step)
             return predictions.cond
-        return guided.cond
+        try:
+            require_untouched(before, predictions)
+        except TypeError as error:  # what it was given belongs to the other samples too
+            lane.failed = True
+            self._fail(range(len(self._policies)), lane.method.name, lane.method.version, error, step)
+            return predictions.cond
+        self._applied.update(guided.applied)
+        if lane.index is None or guided.cond is predictions.cond:
+            return guided.cond
+        return predictions.cond.index_copy(0, lane.index, guided.cond.index_select(0, lane.index))
 
     def _before(self, step: Step, predictions: Predictions) -> Predictions:
         for lane in self._hooks:
             try:
-                edited = lane.hook.before_guidance(step, predictions)
-                if edited is not None and edited is not predictions:
-                    _check_predictions(edited, predictions)
-                    edited = _own_rows(lane, predictions, edited)
-                    self._watch(lane.hook, step, predictions.uncond, edited.uncond)
-                    self._watch(lane.hook, step, predictions.cond, edited.cond)
-                    predictions = edited
-            except Exception as error:
+                edited = lane.before(step, predictions)
+                self._watch(lane.hook, step, predictions.uncond, edited.uncond)
+                self._watch(lane.hook, step, predictions.cond, edited.cond)
+                predictions = edited
+            except CAUGHT as error:
                 self._fail_hook(lane, error, step)
         return predictions
 
     def _after(self, step: Step, predictions: Predictions, guided: Tensor) -> Tensor:
         for lane in self._hooks:
             try:
-                edited = lane.hook.after_guidance(step, predictions, guided)
-                if edited is not None and edited is not guided:
-                    _check_like(edited, guided, "the guided prediction")
-                    edited = _own(lane, guided, edited)
-                    self._watch(lane.hook, step, guided, edited)
-                    guided = edited
-            except Exception as error:
+                edited = lane.after(step, predictions, guided)
+                self._watch(lane.hook, step, guided, edited)
+                guided = edited
+            except CAUGHT as error:
                 self._fail_hook(lane, error, step)
         return guided
+
+    def idle(self) -> dict[int, Failure]:
+        """Samples of a finished run that a method should have guided and never did.
+
+        Policies that ask for nothing (scale or all weights 0) are not among them.
+        """
+        found = {}
+        for lane in self._lanes:
+            for member in lane.members:
+                asks = any(member.weights) and member.spec.options.get("scale", 1) != 0
+                if asks and not lane.failed and member.index not in self._applied:
+                    message = "the method never guided this picture, though its window was open"
+                    found[member.index] = Failure(lane.method.name, lane.method.version, message)
+        return found
 
     def _watch(self, hook: StepHook, step: Step, given: Tensor, returned: Tensor) -> None:
         """Note which samples a hook spoilt, without waiting for the device."""
@@ -274,16 +299,16 @@ class GuidedRun:
             spoilt = given.isfinite().flatten(1).all(1) & ~returned.isfinite().flatten(1).all(1)
             self._spoilt.append((hook, step.index, spoilt))
 
-    def _fail_hook(self, lane: HookLane, error: Exception, step: Step) -> None:
+    def _fail_hook(self, lane: HookLane, error: BaseException, step: Step) -> None:
         self._hooks = tuple(other for other in self._hooks if other is not lane)
         self._fail(lane.samples, lane.hook.name, lane.hook.version, error, step)
 
-    def _fail_lane(self, lane: Lane, error: Exception, step: Step) -> None:
+    def _fail_lane(self, lane: Lane, error: BaseException, step: Step) -> None:
         lane.failed = True
         self._fail(lane.samples, lane.method.name, lane.method.version, error, step)
 
     def _fail(
-        self, samples: Sequence[int], source: str, version: str, error: Exception, step: Step | None
+        self, samples: Sequence[int], source: str, version: str, error: BaseException, step: Step | None
     ) -> None:
         at = None if step is None else step.index
         failure = Failure(source, version, f"{type(error).__name__}: {error}", at)
@@ -293,56 +318,20 @@ class GuidedRun:
             self.failures[sample].append(failure)
 
 
-def _own(lane: HookLane, given: Tensor, edited: Tensor) -> Tensor:
-    """``edited`` for the samples of the hook's own policies, ``given`` for the others, [B, C, H, W]."""
-    if lane.index is None or edited is given:
-        return edited
-    return given.index_copy(0, lane.index, edited.index_select(0, lane.index))
-
-
-def _own_rows(lane: HookLane, given: Predictions, edited: Predictions) -> Predictions:
-    """As :func:`_own`, for predictions; concept rows belong to the sample that they were evaluated for."""
-    if lane.index is None:
-        return edited
-    uncond, cond = _own(lane, given.uncond, edited.uncond), _own(lane, given.cond, edited.cond)
-    mine = [row.sample in lane.samples for row in given.rows]
-    concepts = given.concepts
-    if edited.concepts is not concepts and any(mine):
-        concepts = torch.stack(
-            [(edited if own else given).concepts[position] for position, own in enumerate(mine)]
-        )
-    return replace(edited, uncond=uncond, cond=cond, concepts=concepts)
-
-
-def _check_like(value: Any, model: Tensor, what: str) -> None:
-    if not isinstance(value, Tensor) or _kind(value) != _kind(model):
-        got = _kind(value) if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{what} must stay a tensor {_kind(model)}, got {got}")
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-
-
-def _check_rows(rows: tuple[Row, ...], samples: Sequence[int], concepts: int) -> None:
+def _check_rows(rows: tuple[Row, ...], members: Sequence[GuidedSample]) -> None:
+    own = {member.index: member.concepts for member in members}
     for sample, concept in rows:
-        if sample not in samples or not 0 <= concept < concepts:
+        if concept not in own.get(sample, ()):
             raise ValueError(
-                f"row (sample {sample}, concept {concept}) was asked for, but there are samples {list(samples)} and "
-                f"{concepts} concepts"
+                f"row (sample {sample}, concept {concept}) was asked for, but its samples and their concepts are {own}"
             )
     if len(set(rows)) != len(rows):
         raise ValueError("a row was asked for twice in one step")
 
 
-def _check_guided(guided: Guided, predictions: Predictions) -> None:
-    _check_like(guided.cond, predictions.cond, "the guided prediction")
+def _check_guided(guided: Guided, predictions: Predictions, samples: Sequence[int]) -> None:
+    check_like(guided.cond, predictions.cond, "the guided prediction")
     if guided.terms.shape != predictions.concepts.shape:
         raise TypeError(f"terms must be {tuple(predictions.concepts.shape)}, got {tuple(guided.terms.shape)}")
-
-
-def _check_predictions(edited: Predictions, predictions: Predictions) -> None:
-    for name in ("uncond", "cond", "concepts"):
-        _check_like(getattr(edited, name), getattr(predictions, name), name)
-    if edited.rows != predictions.rows or edited.latents is not predictions.latents:
-        raise TypeError("a step hook cannot change which rows were evaluated, nor the latents")
+    if foreign := set(guided.applied) - set(samples):
+        raise ValueError(f"it says that it was applied to samples {sorted(foreign)}, which are not its own")

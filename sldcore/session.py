@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sldcore.catalogue import using
+from sldcore.catalogue import current, using
 from sldcore.denoiser import DenoiserCall, Forward, forward_signature, install, installing, remove
 from sldcore.encoding import ConceptEncoder, RunConcepts
 from sldcore.errors import GuidanceError, SafetyFailure
@@ -15,7 +15,7 @@ from sldcore.families import family_of
 from sldcore.families.base import Family, TextOptions
 from sldcore.guidance.base import StepHook
 from sldcore.policy import SafetyPolicy
-from sldcore.resolution import catalogue_for, resolve_policy, scheduler_of
+from sldcore.resolution import check_policies, resolve_policy, scheduler_of
 from sldcore.run import GuidedRun
 from sldcore.types import Trace
 
@@ -42,10 +42,10 @@ class Session:
         self._family = family
         self._encoder = encoder
         self._policies = tuple(policies)
-        self._catalogue = catalogue_for(self._policies)
-        with using(self._catalogue):
-            self._resolved = {policy: resolve_policy(policy) for policy in dict.fromkeys(self._policies)}
-            self._scheduler = scheduler_of(self._policies, pipe.scheduler.config)
+        self._catalogue = current()
+        check_policies(list(dict.fromkeys(self._policies)))
+        self._resolved = {policy: resolve_policy(policy) for policy in dict.fromkeys(self._policies)}
+        self.scheduler = type(pipe.scheduler).__name__
         self._hooks = tuple(step_hooks)
         self._strict = strict
         self._concepts: dict[TextOptions, RunConcepts] = {}
@@ -115,15 +115,17 @@ class Session:
         own = self._pipe.scheduler
         try:
             self._live = True
-            if self._scheduler is not None:
-                self._pipe.scheduler = self._scheduler
+            with using(self._catalogue):
+                chosen = scheduler_of(self._policies, own.config)
+            if chosen is not None:
+                self._pipe.scheduler = chosen
+                self.scheduler = type(chosen).__name__
             self._pipe.maybe_free_model_hooks = free_hooks_around_ours
             yield self
         finally:
             self._live = False
             vars(self._pipe).pop("maybe_free_model_hooks", None)
-            if self._scheduler is not None:
-                self._pipe.scheduler = own
+            self._pipe.scheduler = own
             remove(registry)
 
     def _require_use(self) -> None:
@@ -146,17 +148,17 @@ class Session:
         if run.hopeless:
             self._pipe._interrupt = True
         if self._strict and run.finished:
-            for failure in run.nonfinite().values():
+            for failure in [*run.nonfinite().values(), *run.idle().values()]:
                 raise SafetyFailure(
                     f"{failure.source} {failure.version}: {failure.error}; the picture cannot be trusted"
                 )
         return output
 
     def _refuse_to_do_nothing(self) -> None:
-        guiding = [policy.name for policy in self._policies if policy.guides]
-        if guiding or self._hooks or any(policy.step_hooks for policy in self._policies):
+        acting = [policy.name for policy in self._policies if policy.guides or policy.step_hooks]
+        if acting or self._hooks:
             raise GuidanceError(
-                f"policy '{guiding[0] if guiding else 'off'}' cannot act: the pipeline was called without classifier-free "
+                f"policy '{acting[0] if acting else 'off'}' cannot act: the pipeline was called without classifier-free "
                 f"guidance, so there is no unconditional prediction. Use guidance_scale > 1, or the policy 'off' "
                 f"without step hooks"
             )
@@ -220,6 +222,12 @@ def guard(
     policies = [as_policy(each) for each in ([policy] if isinstance(policy, SafetyPolicy | str) else policy)]
     if not policies:
         raise GuidanceError("guard() was given an empty list of policies; give one, or one per picture")
+    reviewed = [each.name for each in policies if each.filters or each.prompt_filters or each.marks]
+    if reviewed:
+        raise GuidanceError(
+            f"guard() reviews and marks nothing, and policy '{reviewed[0]}' names filters or marks; use SafetyEngine, or "
+            f"policy.replace(filters=(), prompt_filters=(), marks=())"
+        )
     family = family_of(pipe)
     session = Session(pipe, family, ConceptEncoder(pipe, family), policies, step_hooks, strict=True)
     session.concepts(TextOptions())

@@ -41,6 +41,7 @@ RANKS = {
     "builtin": 2,
     "resolution": 2,
     "request": 2,
+    "hook_lanes": 2,
     "review": 2,
     "regeneration": 2,
     "audit": 2,

@@ -394,7 +394,8 @@ def test_plugin_files_lie_beside_the_policy_and_count_with_their_content(tmp_pat
     file.write_text("SLD_API = 1")
     policy.write_text("plugins: [mine.py]")
     first = SafetyPolicy.load(policy)
-    assert first.plugins == (str(file.resolve()),)
+    assert first.plugin_files == (file.resolve(),)
+    assert SafetyPolicy.parse(first.dump(), folder=tmp_path).digest == first.digest
     digest = first.digest
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -402,7 +403,36 @@ def test_plugin_files_lie_beside_the_policy_and_count_with_their_content(tmp_pat
     (elsewhere / "policy.yaml").write_text("plugins: [mine.py]")
     assert SafetyPolicy.load(elsewhere / "policy.yaml").digest == digest
     file.write_text("SLD_API = 2")
+    assert first.digest == digest
+    with pytest.raises(PolicyError, match=r"mine\.py has changed since the policy was read"):
+        first.require_unchanged()
     assert SafetyPolicy.load(policy).digest != digest
+
+
+def test_text_from_anywhere_may_not_name_plugin_files() -> None:
+    with pytest.raises(PolicyError, match="must be read from a file, or with folder="):
+        SafetyPolicy.parse("plugins: [mine.py]")
+
+
+@pytest.mark.parametrize("file", ['"a\\0.py"', "mine.txt", "'.'"])
+def test_a_plugin_file_that_is_none_is_refused(tmp_path: Path, file: str) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(f"plugins: [{file}]")
+    with pytest.raises(PolicyError, match=r"plugins: .* is (no path|not a Python file)"):
+        SafetyPolicy.load(policy)
+
+
+@pytest.mark.parametrize("requirement", ["a @ https://example.org/a.whl", "a>=1; extra == 'x'"])
+def test_a_requirement_that_cannot_be_checked_is_refused(requirement: str) -> None:
+    with pytest.raises(PolicyError, match="addresses and extras cannot be checked"):
+        SafetyPolicy.parse(f'requires: ["{requirement}"]')
+
+
+def test_options_that_python_takes_for_equal_are_told_apart() -> None:
+    one, other = (
+        SafetyPolicy.parse(f"filters: [{{use: a, options: {{b: {value}}}}}]") for value in ("true", "1")
+    )
+    assert one != other and one.digest != other.digest
 
 
 @pytest.mark.parametrize("file", ["../mine.py", "/mine.py", "a/../../mine.py"])

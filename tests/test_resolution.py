@@ -23,7 +23,14 @@ from sldcore.contributions import (
 from sldcore.documents import Strict
 from sldcore.errors import ConfigurationError, PluginError, PolicyError
 from sldcore.policy import FilterUse, SafetyPolicy
-from sldcore.resolution import check_policies, filters_of, make_filter, resolve_policy, scheduler_of
+from sldcore.resolution import (
+    check_policies,
+    filters_of,
+    make_filter,
+    providers_of,
+    resolve_policy,
+    scheduler_of,
+)
 from sldcore.types import Verdict
 
 Contribute = Callable[..., None]
@@ -88,7 +95,6 @@ def parsed(text: str) -> SafetyPolicy:
             r"options of scheduler 'euler'.*unknown key 'speed'",
         ),
         ("requires: [sld-x>=1]", r"plugins are off here, and sld-x>=1 is required"),
-        ("plugins: [mine.py]", r"plugins are off here, and mine\.py is asked for"),
     ],
 )
 def test_what_a_policy_names_and_cannot_be_had_is_an_error(text: str, message: str) -> None:
@@ -174,11 +180,69 @@ def test_policies_of_one_call_must_agree_on_the_scheduler() -> None:
         scheduler_of(policies, {})
 
 
+class Scheduler:
+    """As much of a scheduler as there must be."""
+
+    def __init__(self, config: Any, level: float = 0.0) -> None:
+        self.config, self.level = config, level
+
+    def set_timesteps(self, number: int) -> None: ...
+
+    def step(self, output: Any) -> None: ...
+
+
 def test_a_scheduler_gets_the_pipelines_config_and_its_options(plugin_catalogue: Contribute) -> None:
-    made = SchedulerKind(name="mine", options=Level, create=lambda config, options: (config, options.level))
-    plugin_catalogue(made)
+    def create(config: Any, options: Any) -> Scheduler:
+        return Scheduler(config, options.level)
+
+    plugin_catalogue(SchedulerKind(name="mine", options=Level, create=create))
     policy = parsed("scheduler: {use: mine, options: {level: 0.25}}")
-    assert scheduler_of([policy, policy], {"a": 1}) == ({"a": 1}, 0.25)
+    made = scheduler_of([policy, policy], {"prediction_type": "epsilon"})
+    assert (made.config, made.level) == ({"prediction_type": "epsilon"}, 0.25)
+
+
+def test_two_calls_never_share_a_scheduler(plugin_catalogue: Contribute) -> None:
+    shared = Scheduler({})
+    plugin_catalogue(SchedulerKind(name="mine", create=lambda config, options: shared))
+    policy = parsed("scheduler: mine")
+    assert scheduler_of([policy], {}) is not scheduler_of([policy], {})
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (None, "gave NoneType, which has no config, set_timesteps, step"),
+        (
+            Scheduler({"prediction_type": "v_prediction"}),
+            "predict 'v_prediction', and the pipeline's predicts 'epsilon'",
+        ),
+    ],
+)
+def test_a_scheduler_that_does_not_fit_is_an_error(
+    plugin_catalogue: Contribute, made: Any, message: str
+) -> None:
+    plugin_catalogue(SchedulerKind(name="mine", create=lambda config, options: made))
+    with pytest.raises(PluginError, match=message):
+        scheduler_of([parsed("scheduler: mine")], {"prediction_type": "epsilon"})
+
+
+def test_a_window_that_raises_is_named(plugin_catalogue: Contribute) -> None:
+    from sldcore.guidance.windows import acting_steps
+    from sldcore.policy import Window
+    from sldcore.types import Schedule
+
+    plugin_catalogue(WindowKind(name="odd", create=lambda options: lambda step: 1 / step.index))
+    with pytest.raises(PluginError, match="window 'odd' is broken: ZeroDivisionError at step 0"):
+        acting_steps(Window(unit="odd"), Schedule((3.0,), (1.0,), (1.0,)))
+
+
+def test_providers_tell_what_a_policy_resolved_to(plugin_catalogue: Contribute) -> None:
+    plugin_catalogue(kind("a"))
+    providers = providers_of(SafetyPolicy.preset("max").replace(filters=["a"]))
+    assert set(providers) == {
+        "guidance method sld", "window steps", "concept pack inappropriate", "filter a",
+    }  # fmt: skip
+    assert providers["guidance method sld"].startswith("sldcore ")
 
 
 def test_a_window_of_a_plugin_gets_its_options(plugin_catalogue: Contribute) -> None:
@@ -215,5 +279,5 @@ def test_a_step_hook_is_made_anew_for_every_run(plugin_catalogue: Contribute) ->
         def after_guidance(self, step: Any, predictions: Any, guided: Any) -> None: ...
 
     plugin_catalogue(StepHookKind(name="hook", options=NoOptions, create=lambda options: Hook()))
-    ((_, make),) = resolve_policy(parsed("step_hooks: [hook]")).step_hooks
-    assert make() is not make()
+    (maker,) = resolve_policy(parsed("step_hooks: [hook]")).step_hooks
+    assert maker.make() is not maker.make()

@@ -457,3 +457,31 @@ def test_code_in_a_model_folder_is_not_run(pipe: Any, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="cannot load a pipeline"):
             load_pipeline(tmp_path / "model")
     assert not (tmp_path / "executed").exists()
+
+
+def test_guard_refuses_a_policy_whose_filters_it_would_not_run(
+    pipe: Any, plugin_catalogue: Callable[..., Any]
+) -> None:
+    policy = ACTING.replace(filters=["playground-glyphs"])
+    with pytest.raises(GuidanceError, match="guard\\(\\) reviews and marks nothing"), guard(pipe, policy):
+        raise AssertionError("the block must not be entered")
+
+
+def test_guard_refuses_what_cannot_be_had_before_the_first_step(pipe: Any) -> None:
+    policy = ACTING.replace(guidance={"window": {"unit": "nowhere"}})
+    with pytest.raises(PluginError, match="window 'nowhere'"), guard(pipe, policy):
+        raise AssertionError("the block must not be entered")
+
+
+def test_the_scheduler_that_a_policy_names_is_used_recorded_and_taken_away_again(pipe: Any) -> None:
+    own = pipe.scheduler
+    result = SafetyEngine(pipe, ACTING.replace(scheduler="euler")).generate(PROMPTS[0], **FAST)
+    assert result.provenance["scheduler"] == "EulerDiscreteScheduler"
+    assert pipe.scheduler is own
+    plain_result = SafetyEngine(pipe, ACTING).generate(PROMPTS[0], **FAST)
+    assert not np.allclose(pixels(result), pixels(plain_result), atol=1e-3)
+
+
+def test_provenance_says_who_provided_what(pipe: Any) -> None:
+    result = SafetyEngine(pipe, ACTING).generate(PROMPTS[0], **FAST)
+    assert result.provenance["providers"]["guidance method sld"].startswith("sldcore ")

@@ -323,7 +323,10 @@ METHOD_FAILURES: dict[str, tuple[Method, str]] = {
     "rows raises": (Method(rows=failing), "ValueError: out of ideas"),
     "rows of another method's sample": (Method(rows=lambda _: (Row(0, 0),)), "sample 0, concept 0"),
     "rows of no sample": (Method(rows=lambda _: (Row(7, 0),)), "sample 7"),
-    "rows of no concept": (Method(rows=lambda _: (Row(1, 2),)), "there are samples [1, 3] and 2 concepts"),
+    "rows of no concept": (
+        Method(rows=lambda _: (Row(1, 2),)),
+        "its samples and their concepts are {1: (0,), 3: (0,)}",
+    ),
     "a row twice": (Method(rows=lambda rows: rows * 2), "asked for twice"),
     "combine raises": (Method(combine=failing), "ValueError: out of ideas"),
     "cond of wrong shape": (Method(combine=lambda g: replace(g, cond=g.cond[:2])), "got (2, 4, 2, 2)"),
@@ -542,7 +545,7 @@ def test_policies_with_the_same_step_hook_share_one(plugin_catalogue: Contribute
 
     plugin_catalogue(StepHookKind(name="edit", create=create))
     Loop([hooked(guiding()), hooked(OFF), OFF]).all()
-    assert [hook.batches for hook in made] == [[3] * STEPS]
+    assert [hook.batches for hook in made] == [[2] * STEPS]  # its own two of three samples
 
 
 def test_a_concept_whose_window_never_meets_that_of_the_guidance_is_an_error() -> None:
@@ -564,3 +567,115 @@ def test_a_step_hook_sees_the_latents_of_the_conditional_half(plugin_catalogue: 
     loop = Loop([hooked(guiding())])
     loop.step()
     assert seen[0] is not None and torch.equal(seen[0], loop.latents[0])
+
+
+# --- what is shared stays as it is -----------------------------------------------------------------------------
+
+
+class Undoes:
+    """A step hook that undoes guidance in place and says that it only observes."""
+
+    name, version = "undoes", "1"
+
+    def before_guidance(self, step: Step, predictions: Predictions) -> None: ...
+
+    def after_guidance(self, step: Step, predictions: Predictions, guided: Tensor) -> None:
+        guided.copy_(predictions.cond)
+
+
+def test_a_step_hook_that_edits_in_place_withholds_all_that_it_saw() -> None:
+    loop = Loop([guiding(), guiding()], [Undoes()])
+    loop.all()
+    assert sorted(loop.run.failures) == [0, 1]
+    assert "edited in place; return a replacement" in loop.run.failures[0][0].error
+
+
+def test_a_policys_step_hook_that_edits_in_place_does_not_reach_other_policies(
+    plugin_catalogue: Contribute,
+) -> None:
+    plugin_catalogue(StepHookKind(name="edit", create=lambda options: Undoes()))
+    loop = Loop([guiding(), hooked(guiding())])
+    result = loop.all()
+    assert sorted(loop.run.failures) == [1]
+    torch.testing.assert_close(result[:, 0], Loop([guiding(), OFF]).all()[:, 0], rtol=0, atol=1e-6)
+
+
+def test_a_step_hook_sees_only_the_samples_of_its_policies_as_a_run_of_their_own(
+    plugin_catalogue: Contribute,
+) -> None:
+    class See(Edit):
+        def before_guidance(self, step: Step, predictions: Predictions) -> None:  # type: ignore[override]
+            seen.append(predictions)
+
+        def after_guidance(self, step: Step, predictions: Predictions, guided: Tensor) -> None:  # type: ignore[override]
+            assert len(guided) == 1
+
+    seen: list[Predictions] = []
+    plugin_catalogue(StepHookKind(name="edit", create=lambda options: See()))
+    Loop([guiding(), OFF, hooked(guiding())]).all()
+    assert seen[0].rows == (Row(0, 0),)
+    assert (len(seen[0].cond), len(seen[0].concepts)) == (1, 1)
+
+
+@pytest.mark.parametrize("damage", ["others", "in place", "applied"])
+def test_a_method_cannot_change_samples_that_are_not_its_own(
+    damage: str, plugin_catalogue: Contribute
+) -> None:
+    def spoil(guided: Guided) -> Guided:
+        if damage == "others":
+            return replace(guided, cond=torch.full_like(guided.cond, 7.0))
+        if damage == "applied":
+            return replace(guided, applied=(0, 1, 2, 3))
+        guided.cond.zero_()
+        return guided
+
+    loop = broken_batch(Method(at=0, combine=spoil), plugin_catalogue)
+    result = loop.all()
+    healthy = Loop([guiding(), OFF, OFF, OFF]).all()
+    if damage == "others":
+        assert not loop.run.failures
+    elif damage == "applied":
+        assert sorted(loop.run.failures) == [1, 3]
+    torch.testing.assert_close(result[:, [0, 2]], healthy[:, [0, 2]], rtol=0, atol=1e-6)
+
+
+def test_a_method_that_edits_its_input_in_place_withholds_the_whole_batch(
+    plugin_catalogue: Contribute,
+) -> None:
+    class Paints(Method):
+        def start(self, samples: Sequence[GuidedSample], schedule: Schedule) -> GuidanceRun:
+            run: Any = super().start(samples, schedule)
+            combine = run.combine
+
+            def painted(step: Step, predictions: Predictions) -> Guided:
+                predictions.uncond.zero_()
+                return combine(step, predictions)
+
+            run.combine = painted
+            return run
+
+    loop = broken_batch(Paints(), plugin_catalogue)
+    loop.step()
+    assert sorted(loop.run.failures) == [0, 1, 2, 3]
+
+
+def test_a_method_that_never_acts_is_found_out(plugin_catalogue: Contribute) -> None:
+    loop = broken_batch(Method(at=0, rows=lambda rows: ()), plugin_catalogue)
+    loop.all()
+    assert sorted(loop.run.idle()) == [1, 3]
+    assert "never guided this picture" in loop.run.idle()[1].error
+
+
+def test_a_policy_that_asks_for_nothing_is_not_found_to_be_idle() -> None:
+    loop = Loop([guiding(scale=0.0)])
+    loop.all()
+    assert loop.run.idle() == {}
+
+
+def test_an_exit_in_a_step_hook_ends_no_more_than_its_pictures() -> None:
+    def leave(*_: Any) -> None:
+        raise SystemExit(0)
+
+    loop = Loop([OFF], [Hook(before=leave)])
+    loop.step()
+    assert loop.run.failures[0][0].error == "SystemExit: 0"

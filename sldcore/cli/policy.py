@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from sldcore.catalogue import using
 from sldcore.concepts import UsedConcept, resolve
 from sldcore.errors import PolicyError, listed, nearest
 from sldcore.policy import Preset, SafetyPolicy
-from sldcore.resolution import check_policies
+from sldcore.resolution import catalogue_for, check_policies
 
 app = typer.Typer(no_args_is_help=True, help="Show, validate and describe safety policies.")
 
@@ -47,7 +48,8 @@ def show(
     """
     found = find_policy(policy)
     check_policies([found])
-    concepts = resolve(found.concepts)
+    with using(catalogue_for([found])):
+        concepts = resolve(found.concepts)
     if as_json:
         content = {
             "policy": found.model_dump(mode="json"),

@@ -16,6 +16,7 @@ from diffusers.image_processor import VaeImageProcessor
 from numpy.typing import NDArray
 from PIL import Image
 
+from sldcore.contributions import Contribution
 from sldcore.errors import PluginError, SLDError
 from sldcore.filters import actions
 from sldcore.filters.base import Mark, PictureContext, PostFilter, PromptContext, PromptFilter
@@ -32,6 +33,10 @@ from sldcore.resolution import (
 from sldcore.types import Failure, Verdict
 
 MARK_SECONDS: Final = 120.0
+
+Named = tuple[Any, Any]
+"""A use of a policy and the contribution that it names."""
+Key = tuple[Contribution, Any]
 
 
 @dataclass(slots=True)
@@ -59,9 +64,9 @@ class Chain:
     """The filters and marks of one engine, made when a policy first names them and kept, since detectors are slow to load."""
 
     def __init__(self) -> None:
-        self._filters: dict[Use, Guarded[PostFilter]] = {}
-        self._prompt_filters: dict[Use, Guarded[PromptFilter]] = {}
-        self._marks: dict[Use, Guarded[Mark]] = {}
+        self._filters: dict[Key, Guarded[PostFilter]] = {}
+        self._prompt_filters: dict[Key, Guarded[PromptFilter]] = {}
+        self._marks: dict[Key, Guarded[Mark]] = {}
 
     def prepare(self, policies: Iterable[SafetyPolicy]) -> None:
         """Make the filters and marks that ``policies`` name.
@@ -80,11 +85,11 @@ class Chain:
 
     def prompts(self, prompts: Sequence[str], contexts: Sequence[PromptContext]) -> list[Findings]:
         """Findings of the prompt filters, one per prompt."""
-        uses = [[use for use, _ in prompt_filters_of(context.policy)] for context in contexts]
+        uses = [prompt_filters_of(context.policy) for context in contexts]
 
-        def review(use: PromptFilterUse, members: list[int]) -> tuple[Guarded[Any], Callable[[Any], object]]:
+        def review(named: Named, members: list[int]) -> tuple[Guarded[Any], Callable[[Any], object]]:
             own, about = [prompts[index] for index in members], [contexts[index] for index in members]
-            return self._prompt_filters[_key(use)], lambda made: made.review(own, about)
+            return self._prompt_filters[_key(*named)], lambda made: made.review(own, about)
 
         return _reviewed(uses, [False] * len(prompts), review)
 
@@ -98,16 +103,15 @@ class Chain:
 
         Pictures to ``skip`` are withheld already: nothing is said about them.
         """
-        uses: list[Sequence[PromptFilterUse]] = [
-            [] if gone else [use for use, _ in filters_of(context.policy)]
-            for context, gone in zip(contexts, skip, strict=True)
+        uses: list[Sequence[Named]] = [
+            [] if gone else filters_of(context.policy) for context, gone in zip(contexts, skip, strict=True)
         ]
         first = [context.policy.filter_mode == "first_flag" for context in contexts]
 
-        def review(use: PromptFilterUse, members: list[int]) -> tuple[Guarded[Any], Callable[[Any], object]]:
+        def review(named: Named, members: list[int]) -> tuple[Guarded[Any], Callable[[Any], object]]:
             pictures: list[Image.Image] = VaeImageProcessor.numpy_to_pil(pixels[members])
             about = [contexts[index] for index in members]
-            return self._filters[_key(use)], lambda made: made.review(pictures, about)
+            return self._filters[_key(*named)], lambda made: made.review(pictures, about)
 
         return _reviewed(uses, first, review)
 
@@ -117,35 +121,38 @@ class Chain:
         """The pictures with the marks of their policies, or why one could not be marked."""
         done: list[Image.Image | Failure] = list(pictures)
         for index, context in enumerate(contexts):
-            for use, _ in marks_of(context.policy):
+            for use, kind in marks_of(context.policy):
                 picture = done[index]
                 if not isinstance(picture, Failure):
-                    done[index] = self._marked(use, picture, context)
+                    done[index] = _marked(self._marks[_key(use, kind)], picture, context)
         return done
 
-    def _marked(self, use: Use, picture: Image.Image, context: PictureContext) -> Image.Image | Failure:
-        guarded = self._marks[_key(use)]
-        try:
-            answer, _ = guarded.call(lambda made: made.mark([picture.copy()], [context]), MARK_SECONDS)
-            marked: Any
-            (marked,) = answer  # type: ignore[misc]
-            if not isinstance(marked, Image.Image) or marked.size != picture.size:
-                raise TypeError(f"a mark must give a picture of the same size, got {marked!r:.80}")
-            return marked.convert("RGB")
-        except Exception as error:
-            return _failure(guarded.made, error)
+
+def _marked(guarded: Guarded[Mark], picture: Image.Image, context: PictureContext) -> Image.Image | Failure:
+    try:
+        answer, _ = guarded.call(lambda made: made.mark([picture.copy()], [context]), MARK_SECONDS)
+        marked: Any
+        (marked,) = answer  # type: ignore[misc]
+        if not isinstance(marked, Image.Image) or marked.size != picture.size:
+            raise TypeError(f"a mark must give a picture of the same size, got {marked!r:.80}")
+        return marked.convert("RGB")
+    except Exception as error:
+        return _failure(guarded.made, error)
 
 
-def _key(use: Use) -> Use:
-    """What decides the object: uses that only differ in thresholds or actions share one."""
-    return Use(use=use.use, options=use.options)
+def _key(use: Use, kind: Contribution) -> Key:
+    """What decides the object: uses that only differ in thresholds or actions share one.
+
+    The contribution counts too: a plugin file may bring another filter of the same name.
+    """
+    return kind, use.options
 
 
-def _keep(kept: dict[Use, Guarded[Any]], use: Any, kind: Any, make: Callable[[Any, Any], Any]) -> None:
-    if _key(use) in kept:
+def _keep(kept: dict[Key, Guarded[Any]], use: Any, kind: Any, make: Callable[[Any, Any], Any]) -> None:
+    if _key(use, kind) in kept:
         return
     try:
-        kept[_key(use)] = Guarded(make(kind, use))
+        kept[_key(use, kind)] = Guarded(make(kind, use))
     except SLDError:
         raise
     except Exception as error:
@@ -155,9 +162,9 @@ def _keep(kept: dict[Use, Guarded[Any]], use: Any, kind: Any, make: Callable[[An
 
 
 def _reviewed(
-    wanted: Sequence[Sequence[PromptFilterUse]],
+    wanted: Sequence[Sequence[Named]],
     first_flag: Sequence[bool],
-    review: Callable[[PromptFilterUse, list[int]], tuple[Guarded[Any], Callable[[Any], object]]],
+    review: Callable[[Named, list[int]], tuple[Guarded[Any], Callable[[Any], object]]],
 ) -> list[Findings]:
     """Run the filters turn by turn: at each turn every member's next filter, those of the same filter in one batch.
 
@@ -165,23 +172,24 @@ def _reviewed(
     """
     findings = [Findings() for _ in wanted]
     for turn in range(max(map(len, wanted), default=0)):
-        batches: dict[PromptFilterUse, list[int]] = {}
+        batches: dict[Named, list[int]] = {}
         for index, uses in enumerate(wanted):
             over = first_flag[index] and bool(findings[index].flagged_by or findings[index].failures)
             if turn < len(uses) and not over:
                 batches.setdefault(uses[turn], []).append(index)
-        for use, members in batches.items():
-            for index, word in zip(members, _words(use, members, review), strict=True):
-                findings[index].add(use, word)
+        for named, members in batches.items():
+            for index, word in zip(members, _words(named, members, review), strict=True):
+                findings[index].add(named[0], word)
     return findings
 
 
 def _words(
-    use: PromptFilterUse,
+    named: Named,
     members: list[int],
-    review: Callable[[PromptFilterUse, list[int]], tuple[Guarded[Any], Callable[[Any], object]]],
+    review: Callable[[Named, list[int]], tuple[Guarded[Any], Callable[[Any], object]]],
 ) -> Sequence[Verdict | Failure]:
-    guarded, call = review(use, members)
+    use = named[0]
+    guarded, call = review(named, members)
     try:
         answer, seconds = guarded.call(call, use.timeout)
         verdicts = list(answer)  # type: ignore[call-overload]

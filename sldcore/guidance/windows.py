@@ -16,7 +16,7 @@ from pydantic import Field
 from sldcore.catalogue import checked_options, current
 from sldcore.contributions import WindowKind
 from sldcore.documents import Strict
-from sldcore.errors import GuidanceError
+from sldcore.errors import GuidanceError, PluginError
 from sldcore.policy import Window
 from sldcore.policy_parts import RANGE_UNITS
 from sldcore.types import Schedule, Step
@@ -67,7 +67,12 @@ def strength_of(window: Window) -> Strength:
     """
     kind = current().find(WindowKind, window.unit)
     given = {"start": window.start, "stop": window.stop} if window.unit in RANGE_UNITS else window.options
-    return kind.create(checked_options(kind, given))
+    strength = kind.create(checked_options(kind, given))
+    if not callable(strength):
+        raise PluginError(
+            f"window '{window.unit}' is broken: its factory gave {type(strength).__name__}, no function of the step"
+        )
+    return strength
 
 
 def acting_steps(window: Window, schedule: Schedule) -> tuple[float, ...]:
@@ -78,7 +83,7 @@ def acting_steps(window: Window, schedule: Schedule) -> tuple[float, ...]:
         PluginError: as :func:`strength_of`.
     """
     strength = strength_of(window)
-    acting = tuple(float(strength(schedule.step(index))) for index in range(len(schedule)))
+    acting = tuple(_at(window, strength, schedule.step(index)) for index in range(len(schedule)))
     for index, value in enumerate(acting):
         if not isfinite(value) or not 0 <= value <= 1:
             raise GuidanceError(
@@ -87,6 +92,15 @@ def acting_steps(window: Window, schedule: Schedule) -> tuple[float, ...]:
     if not any(acting):
         raise GuidanceError(_never_opens(window, schedule))
     return acting
+
+
+def _at(window: Window, strength: Strength, step: Step) -> float:
+    try:
+        return float(strength(step))
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"window '{window.unit}' is broken: {type(error).__name__} at step {step.index}: {error}"
+        ) from error
 
 
 def _never_opens(window: Window, schedule: Schedule) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,14 @@ import pytest
 from PIL import Image
 
 from sldcore import Result, SafetyEngine, SafetyPolicy
-from sldcore.contributions import PostFilterKind, PromptFilterKind
+from sldcore.builtin import entries
+from sldcore.catalogue import Catalogue, using
+from sldcore.contributions import MarkKind, PostFilterKind, PromptFilterKind
 from sldcore.errors import PluginError, SafetyFailure
 from sldcore.filters.base import PictureContext
+from sldcore.filters.chain import Findings, judged
+from sldcore.plugins import Plugins
+from sldcore.policy import FilterUse
 from sldcore.types import Verdict
 
 Contribute = Callable[..., None]
@@ -192,3 +199,104 @@ def test_a_picture_that_is_withheld_already_is_not_reviewed(pipe: Any, plugin_ca
     result = engine.generate(PROMPTS, **FAST)
     assert house.seen == []
     assert [report.action for report in result.reports] == ["block"] * 3
+
+
+@pytest.mark.sldcore_plugins
+def test_filters_of_one_name_from_two_policies_files_are_told_apart(pipe: Any, tmp_path: Path) -> None:
+    code = (
+        "from sldcore.contributions import *\nfrom sldcore.hookspecs import hookimpl\n"
+        "from sldcore.types import Verdict\nSLD_API = 1\n"
+        "class F:\n    name, version = 'own', '1'\n"
+        "    def review(self, pictures, contexts):\n"
+        "        return [Verdict('own', '1', FLAG) for _ in pictures]\n"
+        "@hookimpl\ndef sld_post_filters():\n"
+        "    return [PostFilterKind(name='own', create=lambda options: F())]\n"
+    )
+    policies = []
+    for name, flag in (("a", "False"), ("b", "True")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / f"{name}.py").write_text(code.replace("FLAG", flag))
+        (folder / "policy.yaml").write_text(f"plugins: [{name}.py]\nfilters: [own]\n")
+        policies.append(SafetyPolicy.load(folder / "policy.yaml"))
+    with using(Catalogue(entries(), Plugins.from_environment("a,b"))):
+        engine = SafetyEngine(pipe, "off")
+        result = engine.generate(PROMPTS[:2], policies=policies, **FAST)
+    assert [report.action for report in result.reports] == ["none", "black"]
+
+
+@pytest.mark.parametrize(
+    ("use", "flagged"),
+    [
+        ({}, True),
+        ({"threshold": 0.95}, False),
+        ({"thresholds": {"x": 0.95}}, True),
+        ({"thresholds": {"x": 0.95}, "only": ["x"]}, False),
+        ({"ignore": ["y"]}, True),
+        ({"only": ["y"]}, True),
+        ({"only": ["y"], "threshold": 0.65}, False),
+        ({"shadow": True}, False),
+    ],
+)
+def test_the_policys_thresholds_and_categories_decide(use: dict[str, Any], flagged: bool) -> None:
+    verdict = Verdict("f", "1", True, {"x": 0.9, "y": 0.6}, {"x": 0.5, "y": 0.5})
+    asked = FilterUse.model_validate({"use": "f", **use})
+    found = Findings()
+    found.add(asked, replace(judged(asked, verdict), shadow=asked.shadow))
+    assert bool(found.flagged_by) == flagged
+    assert len(found.verdicts) == 1
+
+
+@pytest.mark.parametrize("use", [{"only": ["gone"]}, {"ignore": ["gone"]}, {"thresholds": {"gone": 0.5}}])
+def test_a_category_that_the_filter_does_not_have_is_an_error_and_not_silence(use: dict[str, Any]) -> None:
+    verdict = Verdict("f", "1", False, {"x": 0.9}, {"x": 0.5})
+    with pytest.raises(ValueError, match="the policy speaks of gone and the filter scores x"):
+        judged(FilterUse.model_validate({"use": "f", **use}), verdict)
+
+
+def test_a_category_without_any_threshold_stays_as_the_filter_flagged_it() -> None:
+    verdict = Verdict("f", "1", True, {"x": 0.1, "y": 0.9}, {})
+    assert judged(FilterUse.model_validate({"use": "f", "thresholds": {"x": 0.5}}), verdict).flagged
+
+
+def test_with_first_flag_later_filters_do_not_see_flagged_pictures(
+    pipe: Any, plugin_catalogue: Contribute
+) -> None:
+    house, tree = flags("house", "house"), flags("tree", "tree")
+    contributed(plugin_catalogue, house, tree)
+    policy = SafetyPolicy.parse("filters: [house, tree]\nfilter_mode: first_flag")
+    SafetyEngine(pipe, policy).generate(PROMPTS, **FAST)
+    assert tree.seen == [[PROMPTS[0], PROMPTS[2]]]
+
+
+def test_marks_are_on_what_is_shown_and_on_nothing_else(pipe: Any, plugin_catalogue: Contribute) -> None:
+    class Corner:
+        name, version = "corner", "1"
+
+        def mark(self, pictures: Sequence[Image.Image], contexts: Any) -> list[Image.Image]:
+            marked = [picture.copy() for picture in pictures]
+            for picture in marked:
+                picture.putpixel((0, 0), (1, 254, 3))
+            return marked
+
+    contributed(plugin_catalogue, flags("house", "house"))
+    plugin_catalogue(MarkKind(name="corner", create=lambda options: Corner()))
+    result = SafetyEngine(pipe, SafetyPolicy.parse("filters: [house]\nmarks: [corner]")).generate(
+        PROMPTS, **{**FAST, "output_type": "pil"}
+    )
+    assert [image.getpixel((0, 0)) == (1, 254, 3) for image in result.images] == [True, False, True]
+    assert [report.marks for report in result.reports] == [("corner",), (), ("corner",)]
+
+
+def test_a_picture_that_cannot_be_marked_is_withheld(pipe: Any, plugin_catalogue: Contribute) -> None:
+    class Fails:
+        name, version = "fails", "3"
+
+        def mark(self, pictures: Any, contexts: Any) -> Any:
+            raise OSError("no certificate")
+
+    plugin_catalogue(MarkKind(name="fails", create=lambda options: Fails()))
+    result = SafetyEngine(pipe, SafetyPolicy.parse("marks: [fails]")).generate(PROMPTS[0], **FAST)
+    (report,) = result.reports
+    assert (report.action, report.errors[0].source, report.errors[0].version) == ("block", "fails", "3")
+    assert not result.images[0].any()
