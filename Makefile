@@ -48,7 +48,7 @@ clean:  ## remove the environment and what was generated
 .venv: $(STAMP)
 
 # torch goes first and alone, so that its large download is not repeated when another package cannot be resolved.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt requirements-filters.txt requirements-filters-nodeps.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 		echo "cannot make $(VENV): install python3 (3.11 or newer) with venv (Debian: apt install python3-venv)" >&2; \
 		exit 1; }
@@ -56,4 +56,6 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "$(VENV) has a Python older than 3.11: make clean, then make PYTHON=python3.11 ..." >&2; exit 1; }
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -r requirements-filters.txt
+	$(BIN)/pip install --disable-pip-version-check --no-deps -r requirements-filters-nodeps.txt
 	@touch $@

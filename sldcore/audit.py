@@ -217,10 +217,19 @@ def _parsed(line: bytes) -> Mapping[str, Any] | None:
 
 
 def _contents(path: Path) -> Iterator[bytes]:
-    """The files' contents, oldest first. A file that is filled meanwhile is not read twice."""
+    """The files' contents, oldest first. A file that is put aside meanwhile is not read twice."""
     import fcntl
 
-    with path.open("rb") as current:
+    try:
+        current = path.open("rb")
+    except FileNotFoundError:
+        numbers = sorted(_numbers(path)) if path.parent.is_dir() else []
+        if not numbers:
+            raise
+        # Just put aside, or the crash came between this and the next line.
+        yield from (Path(f"{path}.{number}").read_bytes() for number in numbers)
+        return
+    with current:
         own = os.fstat(current.fileno()).st_ino
         for number in sorted(_numbers(path)):
             with Path(f"{path}.{number}").open("rb") as earlier:

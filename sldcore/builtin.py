@@ -14,11 +14,23 @@ from sldcore.contributions import (
     Contribution,
     FamilyKind,
     GuidanceMethod,
+    MarkKind,
     PostFilterKind,
+    PromptFilterKind,
     SchedulerKind,
     WindowKind,
 )
-from sldcore.filters import playground_glyphs
+from sldcore.filters import (
+    clip_concepts,
+    image_classifier,
+    playground_glyphs,
+    prompt_similarity,
+    prompt_terms,
+    q16,
+    safety_checker,
+    visible_label,
+    vlm_judge,
+)
 from sldcore.guidance.windows import CORE_WINDOWS, Span
 from sldcore.hookspecs import hookimpl
 from sldcore.policy_parts import SLDOptions
@@ -74,7 +86,26 @@ def sld_schedulers() -> list[SchedulerKind]:
 @hookimpl
 def sld_post_filters() -> list[PostFilterKind]:
     """Filters that need nothing but what the core needs."""
-    return [playground_glyphs.KIND]
+    return [
+        playground_glyphs.KIND,
+        safety_checker.KIND,
+        clip_concepts.KIND,
+        q16.KIND,
+        image_classifier.KIND,
+        vlm_judge.KIND,
+    ]
+
+
+@hookimpl
+def sld_prompt_filters() -> list[PromptFilterKind]:
+    """Filters of prompts."""
+    return [prompt_terms.KIND, prompt_similarity.KIND]
+
+
+@hookimpl
+def sld_marks() -> list[MarkKind]:
+    """Marks on pictures."""
+    return [visible_label.KIND]
 
 
 @hookimpl
@@ -102,6 +133,8 @@ HOOKS: Final[tuple[Callable[[], list[Any]], ...]] = (
     sld_windows,
     sld_schedulers,
     sld_post_filters,
+    sld_prompt_filters,
+    sld_marks,
     sld_families,
 )
 

@@ -70,6 +70,14 @@ class Contribution:
             raise PluginError(f"options of {self.kind} '{self.name}' must be a pydantic model class")
 
 
+def _check_names(contribution: Contribution, field: str, given: object) -> None:
+    if not (isinstance(given, tuple) and all(isinstance(each, str) for each in given)):
+        raise PluginError(
+            f"{field} of {contribution.kind} '{contribution.name}' must be a tuple of names such as "
+            f"('a',), and is {given!r}"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConceptProvider(Contribution):
     """A concept pack; ``load`` returns it and its id must be ``name``."""
@@ -115,6 +123,11 @@ class _Ordered(Contribution):
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_names(self, "before", self.before)
+        _check_names(self, "after", self.after)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PostFilterKind(_Ordered):
@@ -158,6 +171,10 @@ class FamilyKind(Contribution):
     kind: ClassVar[str] = "family"
     pipelines: tuple[str, ...]
     create: Callable[[], Family]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_names(self, "pipelines", self.pipelines)
 
 
 @dataclass(frozen=True, kw_only=True)

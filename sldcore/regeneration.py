@@ -132,6 +132,8 @@ def _with_concepts(policy: SafetyPolicy, asking: Sequence[tuple[FilterUse, Verdi
 def _concept_of(use: FilterUse, category: str) -> str:
     if category in use.concepts:
         return str(use.concepts[category])
+    if "/" in category:  # a filter that scores concepts by their ids
+        return category.partition("#")[0]
     default = {concept.id for concept in load_pack("inappropriate").concepts}
     return f"inappropriate/{category}" if category in default else ""
 

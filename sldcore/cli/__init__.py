@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from sldcore import __version__, builtin
 from sldcore.catalogue import Catalogue, Entry, set_default
-from sldcore.cli import concepts, doctor, generate, playground, plugins, policy
+from sldcore.cli import concepts, doctor, filters, generate, playground, plugins, policy
 from sldcore.cli.plugin_commands import core_commands, plugin_command
 from sldcore.errors import ConfigurationError, SLDError
 from sldcore.plugins import Plugins
@@ -53,6 +53,7 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.add_typer(policy.app, name="policy")
 app.add_typer(concepts.app, name="concepts")
+app.add_typer(filters.app, name="filters")
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(playground.app, name="playground")
 app.command("doctor")(doctor.doctor)

@@ -13,6 +13,7 @@ from sldcore.catalogue import Entry
 from sldcore.contributions import Command
 from sldcore.errors import PluginError
 from sldcore.plugins import Plugins
+from sldcore.plugins.records import describe
 
 
 def core_commands(commands: Mapping[str, Any]) -> list[Entry]:
@@ -41,9 +42,7 @@ def plugin_command(plugins: Plugins, name: str) -> Any:
 def _runnable(made: Any, name: str, provider: str) -> Any:
     """A typer application as typer makes it; any other command is handed its arguments as they are."""
     if isinstance(made, typer.Typer):
-        command = typer.main.get_command(made)
-        command.name = name
-        return command
+        return _of_typer(made, name, provider)
     if not callable(getattr(made, "main", None)):
         raise PluginError(
             f"command '{name}' of {provider} must be a typer.Typer or a click command, and is a {type(made).__name__}"
@@ -57,3 +56,15 @@ def _runnable(made: Any, name: str, provider: str) -> Any:
         made.main(args=list(ctx.args), prog_name=f"sld {name}")
 
     return typer.main.get_command(wrapper)
+
+
+def _of_typer(made: typer.Typer, name: str, provider: str) -> Any:
+    try:
+        command = typer.main.get_command(made)
+    except Exception as problem:  # an empty application, or parameters that typer does not know
+        raise PluginError(
+            f"command '{name}' of {provider} is a typer.Typer that cannot be run: {describe(problem)}; "
+            "give it a command with @app.command()"
+        ) from problem
+    command.name = name
+    return command

@@ -61,10 +61,8 @@ def list_plugins(ctx: typer.Context, as_json: Json = False) -> None:
     A plugin with a static manifest is listed without being loaded; `sld plugins check` loads all.
     """
     plugins = _plugins(ctx)
-    with redirect_stdout(sys.stderr):  # what plugins print while they load is no part of the list
-        records = plugins.records(load=False)
-    for name in plugins.unknown_selected:
-        typer.echo(f"note: SLD_PLUGINS names '{name}', and no such plugin is installed", err=True)
+    records = plugins.records(load=False)
+    _note(plugins.unknown_selected)
     if as_json:
         _print_json([record.as_json() for record in records])
         return
@@ -78,20 +76,24 @@ def list_plugins(ctx: typer.Context, as_json: Json = False) -> None:
 def check(ctx: typer.Context, as_json: Json = False) -> None:
     """Load every plugin and run the contract suite on what it contributes.
 
-    Exit code 1 if a plugin is broken, takes a name that somebody else has, or breaks the contract.
+    Exit code 1 if a plugin is broken, takes a name that somebody else has, or breaks the contract, or if SLD_PLUGINS
+    names one that is not installed.
     """
     plugins = _plugins(ctx)
-    with redirect_stdout(sys.stderr):
-        records = plugins.records()
+    records = plugins.records()
+    with redirect_stdout(sys.stderr):  # what plugins print under test is no part of the report
         complaints = [
             each for kind in KINDS for entry in plugins.usable(kind) if (each := _checked(entry)).complaints
         ]
-    sound = not complaints and not any(record.bad for record in records)
+    unknown = plugins.unknown_selected
+    _note(unknown)
+    sound = not complaints and not unknown and not any(record.bad for record in records)
     if as_json:
         content = {
             "ok": sound,
             "plugins": [record.as_json() for record in records],
             "complaints": [asdict(each) for each in complaints],
+            "unknown": unknown,
         }
         _print_json(content)
     else:
@@ -118,8 +120,7 @@ def freeze(
     """
     if policies:
         found = [find_policy(each) for each in policies]
-        with redirect_stdout(sys.stderr):
-            lines = {line for policy in found for line in _needed(policy, current())}
+        lines = {line for policy in found for line in _needed(policy, current())}
     else:
         lines = {_pin(each.distribution, each.version) for each in discover() if each.distribution}
     for line in sorted(lines):
@@ -131,6 +132,11 @@ def _plugins(ctx: typer.Context) -> Plugins:
     if plugins is None:
         raise PluginError("plugins can be looked at from the command `sld` only")
     return plugins
+
+
+def _note(unknown: Sequence[str]) -> None:
+    for name in unknown:
+        typer.echo(f"note: SLD_PLUGINS names '{name}', and no such plugin is installed", err=True)
 
 
 def _checked(entry: Entry) -> Complaint:

@@ -135,6 +135,18 @@ def load_model(loader: Any, folder: Path, options: LocalModelOptions) -> Any:
     return model.eval().requires_grad_(False).to(where)
 
 
+def config_of(folder: Path) -> Any:
+    """The configuration of a folder's model.
+
+    Raises:
+        ModelError: the folder has none that transformers knows.
+    """
+    from transformers import AutoConfig
+
+    with explained(folder, "AutoConfig"):
+        return AutoConfig.from_pretrained(str(folder), **_ONLY_LOCAL)
+
+
 def load_image_processor(folder: Path) -> Any:
     """The picture preprocessor of a folder, on Pillow whatever else is installed, so that scores are the same everywhere.
 
@@ -224,6 +236,11 @@ def finite(values: Any) -> Any:
     if not values.isfinite().all():
         raise ValueError("the model gives numbers that are not finite; try dtype float32")
     return values
+
+
+def unit(vectors: Any) -> Any:
+    """The vectors, [..., D], each made one long; a zero vector stays."""
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 def in_batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

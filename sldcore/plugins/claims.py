@@ -1,7 +1,7 @@
 """Who may provide a name.
 
 What the core has stays the core's. What two plugins provide is nobody's until one of them is disabled, so that installing
-a plugin never changes what a policy means. Families claim the pipeline classes they are for as they claim their names.
+a plugin, or one that breaks, never changes what a policy means. Families claim the pipeline classes they are for as they claim their names.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ class Claims:
         others = [each for each in self._plugins if each is not plugin and claim in each.claims]
         if not others:
             return ""
-        named = ", ".join(str(each.announced) for each in others)
+        named = ", ".join(map(_described, others))
+        disabled = next((each for each in (plugin, *others) if each.error), plugin)
         return (
-            f"{kind} '{name}' is provided by {plugin.announced} and by {named}: neither is used until one is disabled, "
-            f"for example with SLD_PLUGINS=-{plugin.announced.plugin}"
+            f"{kind} '{name}' is provided by {_described(plugin)} and by {named}: neither is used until one is disabled, "
+            f"for example with SLD_PLUGINS=-{disabled.announced.plugin}"
         )
 
     def clashes(self, plugin: Plugin) -> list[str]:
@@ -54,3 +55,7 @@ class Claims:
         """All names of one kind that are known."""
         core = {name for own, name in self._core if own == kind.kind}
         return core.union(*(plugin.names.get(kind.kind, ()) for plugin in self._plugins))
+
+
+def _described(plugin: Plugin) -> str:
+    return f"the broken {plugin.announced}" if plugin.error else str(plugin.announced)

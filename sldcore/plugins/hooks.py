@@ -68,7 +68,7 @@ def guarded(contribution: object, kind: type[Contribution], announced: Announced
         raise PluginError(
             f"it must return a list of {kind.__name__}, and a {type(contribution).__name__} is in it"
         )
-    Contribution.__post_init__(contribution)  # a subclass may have replaced it
+    kind.__post_init__(contribution)  # a subclass may have replaced it
     attribute = "load" if isinstance(contribution, ConceptProvider) else "create"
     make: Callable[..., Any] = getattr(contribution, attribute)
     if not callable(make):

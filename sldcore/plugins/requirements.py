@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
@@ -34,7 +35,8 @@ def check_requirements(requirements: Sequence[str]) -> None:
     """Check that distributions are installed in these versions; those whose marker does not hold here are not looked at.
 
     Raises:
-        PluginError: some are not; the message says what is installed instead, and the pip command for all of them.
+        PluginError: one cannot be checked: it is malformed, gives a URL, or has a marker with ``extra``; or some are
+            not installed; the message says what is installed instead, and the pip command for all of them.
     """
     unmet = [(text, problem) for text in requirements if (problem := _unmet(text))]
     if unmet:
@@ -49,6 +51,7 @@ def _unmet(text: str) -> str:
         raise PluginError(
             f"{text!r} is not a requirement such as 'sld-guidance-sega>=1.0': {invalid}".replace("\n", " ")
         ) from None
+    _refuse_unsupported(wanted, text)
     if wanted.marker is not None and not wanted.marker.evaluate():
         return ""
     found = installed_version(wanted.name)
@@ -57,3 +60,17 @@ def _unmet(text: str) -> str:
     if not wanted.specifier.contains(found, prereleases=True):
         return f"'{text}' is required, and {wanted.name} {found} is installed"
     return ""
+
+
+def _refuse_unsupported(wanted: Requirement, text: str) -> None:
+    if wanted.url is not None:
+        raise PluginError(
+            f"{text!r} gives a URL, and where an installed distribution came from cannot be checked; "
+            f"give versions, such as '{wanted.name}>=1.0'"
+        )
+    variables = re.sub(r"'[^']*'|\"[^\"]*\"", "", str(wanted.marker or ""))
+    if re.search(r"\bextras?\b", variables):
+        raise PluginError(
+            f"{text!r} has a marker with 'extra', which never holds outside of a distribution's own metadata; "
+            f"require '{wanted.name}' without it"
+        )

@@ -11,10 +11,12 @@ from typing import Final, Self
 
 from sldcore.catalogue import Entry
 from sldcore.contributions import Contribution
-from sldcore.errors import PluginError, listed, nearest
+from sldcore.errors import PluginError
 from sldcore.plugins.claims import Claims, claims_of
 from sldcore.plugins.discovery import VARIABLE, Selection, discover
-from sldcore.plugins.loading import Outcome, Plugin, plugin_of_file
+from sldcore.plugins.loader import Outcome
+from sldcore.plugins.loading import Plugin, plugin_of_file
+from sldcore.plugins.reasons import counted, not_in_use, perhaps_in, unknown_names
 from sldcore.plugins.records import Record, Status
 from sldcore.plugins.requirements import KNOWN, check_requirements, installed_version
 
@@ -68,14 +70,14 @@ class Plugins:
         return cls(Selection.parse(text), local=files, strict=strict, core=core)
 
     def with_files(self, files: Sequence[Path]) -> Plugins:
-        """These plugins, shared, and plugin files; a file that is among them already is not loaded again.
+        """These plugins, shared, and plugin files; a file that is among them already is loaded again only if it was edited.
 
         Raises:
             PluginError: a file is missing, broken or disabled.
         """
         known = {plugin.announced.file.resolve(): plugin for plugin in self._local if plugin.announced.file}
         for file in files:
-            known.setdefault(file.resolve(), plugin_of_file(file))
+            known[file.resolve()] = plugin_of_file(file)
         extended = Plugins(
             self._selection,
             local=list(known.values()),
@@ -138,16 +140,19 @@ class Plugins:
         distribution = KNOWN.get((kind.kind, name), "")
         having = [each for each in self._all() if name in each.names.get(kind.kind, ())]
         announced = [each for each in self._all() if _is_called(each, name, distribution)]
-        for plugin in having or announced:
+        for plugin in sorted(having or announced, key=self._allowed, reverse=True):
             if not self._allowed(plugin):
                 return f"{plugin.announced} is disabled: {self._selection.why}"
-            if error := _outcome(plugin).error:
-                return f"{plugin.announced} is broken: {error}"
-            if clash := claims.clash(plugin, (kind.kind, name)) if plugin in having else "":
+            claim = (kind.kind, name)
+            if clash := claims.clash(plugin, claim) if claim in plugin.claims else "":
                 return clash
+            if plugin.error:
+                return f"{plugin.announced} is broken: {plugin.error}"
+            if plugin.outcome is None and plugin in having:
+                return f"{plugin.announced} is still being loaded; try again when it is"
         if distribution and installed_version(distribution) is None:
             return f"{distribution} provides it and is not installed; run `pip install {distribution}`"
-        return self._perhaps_broken(claims.names(kind), name)
+        return perhaps_in(self._all(), self._selection, claims.names(kind), (kind.kind, name))
 
     def records(self, load: bool = True) -> list[Record]:
         """What is known of every plugin, installed ones by name, then plugin files.
@@ -165,28 +170,27 @@ class Plugins:
         """Load all plugins that are let in.
 
         Raises:
-            PluginError: some are bad; the message lists them all.
+            PluginError: some are bad, or the selection names some that nobody has; the message lists them all.
         """
         bad = [record for record in self.records() if record.bad]
+        parts = [unknown_names(self.unknown_selected)] if self.unknown_selected else []
         if bad:
             each = "; ".join(f"{record.plugin} ({record.status}): {record.error}" for record in bad)
-            raise PluginError(f"{_counted(len(bad), 'plugin')} cannot be used as installed: {each}")
+            parts.append(f"{counted(len(bad), 'plugin')} cannot be used as installed: {each}")
+        if parts:
+            raise PluginError("; ".join(parts))
 
     def warn_once(self, say: Callable[[str], None] = _log.warning) -> None:
-        """Say in one message, once in a process, which of the plugins that have been loaded are not used."""
+        """Say in one message, once in a process, which of the plugins that have been loaded are not used.
+
+        Names in the selection that no plugin has are said too.
+        """
         if _warned.is_set() or (self._installed is None and not self._local):
             return
         loaded = [plugin for plugin in self._enabled() if plugin.outcome is not None]
         claims = self._claims()
-        broken = [plugin.announced.plugin for plugin in loaded if _outcome(plugin).error]
-        clashing = [plugin.announced.plugin for plugin in loaded if claims.clashes(plugin)]
-        parts = []
-        if broken:
-            verb = "is" if len(broken) == 1 else "are"
-            parts.append(f"{_counted(len(broken), 'plugin')} {verb} broken and not used: {listed(broken)}")
-        if clashing:
-            parts.append(f"names that others have too are not taken from these plugins: {listed(clashing)}")
-        if parts:
+        clashing = [plugin for plugin in loaded if claims.clashes(plugin)]
+        if parts := not_in_use(loaded, clashing, self.unknown_selected):
             _warned.set()
             say(f"{'; '.join(parts)}; `sld plugins check` says why")
 
@@ -229,19 +233,6 @@ class Plugins:
             plugin.load()
         return able
 
-    def _perhaps_broken(self, known: set[str], name: str) -> str:
-        unknown = [each for each in self._enabled() if _outcome(each).error and each.manifest is None]
-        if not unknown:
-            return ""
-        if len(unknown) == 1:
-            perhaps = f"{unknown[0].announced}, which is broken: {_outcome(unknown[0]).error}"
-        else:
-            perhaps = (
-                f"one of {len(unknown)} broken ones: {listed(each.announced.plugin for each in unknown)}"
-            )
-            perhaps += "; `sld plugins check` says why"
-        return f"no plugin that works provides it{nearest(name, known)}; perhaps it is in {perhaps}"
-
     def _record(self, plugin: Plugin, claims: Claims) -> Record:
         outcome, announced = _outcome(plugin), plugin.announced
         if not self._allowed(plugin):
@@ -279,7 +270,3 @@ def _is_called(plugin: Plugin, name: str, distribution: str) -> bool:
     return plugin.announced.plugin == name or bool(
         distribution and plugin.announced.distribution == distribution
     )
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

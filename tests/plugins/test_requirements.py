@@ -53,3 +53,18 @@ def test_a_pre_release_that_is_installed_counts(site: Site) -> None:
 def test_something_that_is_no_requirement_is_refused(site: Site) -> None:
     with pytest.raises(PluginError, match="'a b c' is not a requirement"):
         site.plugins().require(["a b c"])
+
+
+def test_a_url_is_refused_since_it_cannot_be_checked(site: Site) -> None:
+    with pytest.raises(PluginError, match=r"gives a URL, .* give versions, such as 'sld-good>=1\.0'"):
+        site.plugins().require(["sld-good @ https://example.org/sld_good-1.5.whl"])
+
+
+@pytest.mark.parametrize("marker", ["extra == 'gpu'", "python_version >= '3' and 'gpu' == extra"])
+def test_a_marker_with_extra_is_refused_since_it_never_holds(site: Site, marker: str) -> None:
+    with pytest.raises(PluginError, match=r"has a marker with 'extra'.* require 'sld-good' without it"):
+        site.plugins().require([f"sld-good>=9; {marker}"])
+
+
+def test_the_word_extra_as_a_value_of_a_marker_is_no_extra(site: Site) -> None:
+    site.plugins().require(["sld-good>=1; platform_release != 'extra'"])

