@@ -96,7 +96,7 @@ def parse_assessment(answer: str, contents: Iterable[str]) -> Assessment:
     concepts = {name: concept for concept, name in category_names(contents).items()}
     try:
         said = json.loads(answer, object_pairs_hook=_without_duplicates)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise ValueError(f"the judge's answer is not JSON ({problem}): {answer!r:.200}") from None
     if not isinstance(said, dict) or set(said) != {"rating", "category", "rationale"}:
         raise ValueError(f"the judge's answer is not a rating, a category and a rationale: {answer!r:.200}")

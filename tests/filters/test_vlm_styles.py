@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from sldcore.testing import PostFilterContract
 CONCEPTS = {"a/blood": ("an image showing blood",), "b/theft": ("theft",)}
 BEGIN, END, SOFT = "<start_of_image>", "<end_of_image>", "<image_soft_token>"
 SOFT_TOKENS = 4
+IMAGES = 12
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<start_of_image>"
     "{% else %}{{ c['text'] }} Yes or No?{% endif %}{% endfor %}{% endfor %}"
@@ -154,6 +156,25 @@ def test_shieldgemma_flags_only_the_third_of_three_whatever_the_batch_size(shiel
         assert ["a/blood" in v.reason for v in verdicts] == [False, False, True]
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (1, 60), (1600, 1200)])
+def test_a_picture_of_one_colour_is_judged_the_same_in_every_size(
+    shield: Path, size: tuple[int, int]
+) -> None:
+    images = [Image.new("RGB", each, (200, 30, 90)) for each in (size, (SIDE, SIDE))]
+    one, other = make(shield).review(images, contexts(2, CONCEPTS))
+    assert one.scores == pytest.approx(other.scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_of_half_the_size_judge_almost_the_same(shield: Path, dtype: str) -> None:
+    exact, half = (
+        make(shield, dtype=each).review(pictures(), contexts(5, CONCEPTS)) for each in ("float32", dtype)
+    )
+    for one, other in zip(exact, half, strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=0.15)
+        assert one.scores != other.scores
+
+
 def test_a_shieldgemma_whose_tokenizer_says_something_else_for_yes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"token 20 should be 'yes' and is .*; its parts do not belong together"
@@ -180,16 +201,19 @@ ANSWERS = (answer("Unsafe", "O2: b/theft"), answer("Safe", "O1: a/blood"))
 FIRST, SECOND, MORE = range(len(LLAVA_WORDS), len(LLAVA_WORDS) + 3)
 
 
-def llavaguard(folder: Path, answers: tuple[str, str] = ANSWERS, ends: bool = True) -> Path:
-    """The folder, with a Llava that gives one of two answers, each a single token, and then ends, or goes on."""
+def llavaguard(folder: Path, answers: tuple[str, str] = ANSWERS, ends: bool = True, axis: int = 0) -> Path:
+    """The folder, with a Llava that gives one of two answers, each a single token, and then ends, or goes on.
+
+    Which of the two decides the last hidden state at ``axis``.
+    """
     model = llava(folder, (*answers, "more"))
     head, embedding = model.lm_head.weight.data, model.get_input_embeddings().weight.data
     head[:] = 0
     directions = torch.eye(SIZE["hidden_size"])
-    head[FIRST], head[SECOND] = 20 * directions[0], -20 * directions[0]
-    head[LLAVA_WORDS.index("</s>") if ends else MORE] = 0.01 * directions[1]
+    head[FIRST], head[SECOND] = 20 * directions[axis], -20 * directions[axis]
+    head[LLAVA_WORDS.index("</s>") if ends else MORE] = 0.01 * directions[-1]
     embedding[[FIRST, SECOND, MORE]] = (
-        1e4 * directions[1]
+        1e4 * directions[-1]
     )  # so large that what follows depends on nothing else
     model.save_pretrained(folder)
     return folder
@@ -197,7 +221,13 @@ def llavaguard(folder: Path, answers: tuple[str, str] = ANSWERS, ends: bool = Tr
 
 @pytest.fixture(scope="module")
 def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return llavaguard(tmp_path_factory.mktemp("llavaguard"))
+    """One that does not give all pictures the same answer."""
+    folder = tmp_path_factory.mktemp("llavaguard")
+    for axis in range(SIZE["hidden_size"] - 1):
+        llavaguard(folder, axis=axis)
+        if len(set(first_answers(folder, pictures(IMAGES)))) == len(ANSWERS):
+            return folder
+    raise LookupError("every axis gives all pictures the same answer")
 
 
 @torch.no_grad()
@@ -220,10 +250,9 @@ def first_answers(folder: Path, images: list[Image.Image]) -> list[str]:
 
 
 def test_llavaguard_scores_are_the_words_of_its_answers(guard: Path) -> None:
-    images = pictures(12)
+    images = pictures(IMAGES)
     said = first_answers(guard, images)
-    assert set(said) == set(ANSWERS), "the pictures must differ for this test to say something"
-    verdicts = make(guard, style="llavaguard").review(images, contexts(12, CONCEPTS))
+    verdicts = make(guard, style="llavaguard").review(images, contexts(IMAGES, CONCEPTS))
     unsafe = {"unsafe": 1.0, "a/blood": 0.0, "b/theft": 1.0}
     assert [v.scores for v in verdicts] == [
         unsafe if each == ANSWERS[0] else dict.fromkeys(unsafe, 0.0) for each in said
@@ -238,19 +267,28 @@ def test_llavaguard_answers_that_do_not_end_raise(tmp_path: Path) -> None:
         made.review(pictures(1), contexts(1, CONCEPTS))
 
 
-def test_one_unreadable_answer_raises_for_the_batch(tmp_path: Path) -> None:
-    made = make(llavaguard(tmp_path, (ANSWERS[0], "Sure! It is safe.")), style="llavaguard")
+def test_one_unreadable_answer_raises_for_the_batch(guard: Path, tmp_path: Path) -> None:
+    said = first_answers(guard, pictures(IMAGES))
+    images = [pictures(IMAGES)[index] for index in map(said.index, ANSWERS)]
+    copytree(guard, tmp_path, dirs_exist_ok=True)
+    vocabulary = (tmp_path / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(
+        vocabulary.replace(json.dumps(ANSWERS[1]), '"Sure! It is safe."')
+    )
+    made = make(tmp_path, style="llavaguard", batch_size=2)
+    assert made.review(images[:1], contexts(1, CONCEPTS))[0].flagged
     with pytest.raises(ValueError, match="Sure! It is safe"):
-        made.review(pictures(12), contexts(12, CONCEPTS))
+        made.review(images, contexts(2, CONCEPTS))
 
 
 def test_what_the_folder_says_of_sampling_is_not_followed(guard: Path, tmp_path: Path) -> None:
-    llavaguard(tmp_path)
+    copytree(guard, tmp_path, dirs_exist_ok=True)
     read = json.loads((tmp_path / "generation_config.json").read_text())
     (tmp_path / "generation_config.json").write_text(
         json.dumps({**read, "do_sample": True, "temperature": 50.0})
     )
-    expected = make(guard, style="llavaguard").review(pictures(), contexts(5, CONCEPTS))
+    expected = make(guard, style="llavaguard").review(pictures(IMAGES), contexts(IMAGES, CONCEPTS))
     assert [
-        v.scores for v in make(tmp_path, style="llavaguard").review(pictures(), contexts(5, CONCEPTS))
+        v.scores
+        for v in make(tmp_path, style="llavaguard").review(pictures(IMAGES), contexts(IMAGES, CONCEPTS))
     ] == [v.scores for v in expected]
