@@ -149,7 +149,11 @@ def current() -> Catalogue:
 
 @contextmanager
 def using(catalogue: Catalogue) -> Iterator[Catalogue]:
-    """Use another catalogue inside the ``with`` block: a local plugin, or a test's own contributions."""
+    """Use another catalogue inside the ``with`` block: a local plugin, or a test's own contributions.
+
+    Engines keep the catalogue in which they were made. A thread that is started inside the block does not see it; run it in
+    ``contextvars.copy_context()``, or make the engine first.
+    """
     token = _chosen.set(catalogue)
     try:
         yield catalogue

@@ -52,6 +52,8 @@ class UsedRow:
     weight: float
     strength: float = 1.0
     window: Window | None = None
+    concept: str = ""
+    """The concept's id in this policy; another one may use the same text under another id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class RunConcepts:
         texts: dict[str, tuple[str, ...]] = {}
         for used in self.used[policy]:
             row = self.rows[used.row]
-            texts[row.concept] = (*texts.get(row.concept, ()), row.text)
+            name = used.concept or row.concept
+            texts[name] = (*texts.get(name, ()), row.text)
         return texts
 
     def for_rows(self, rows: Sequence[Row], device: torch.device) -> dict[str, Tensor]:
@@ -128,7 +131,9 @@ class ConceptEncoder:
                     row = ConceptRow(name, concept.id, source.text, source.prefix, source.embedding)
                     rows.setdefault(source, row)  # a shared text is one row
                     index = list(rows).index(source)
-                    mine.setdefault(source, UsedRow(index, concept.weight, concept.strength, use.window))
+                    mine.setdefault(
+                        source, UsedRow(index, concept.weight, concept.strength, use.window, concept.id)
+                    )
             used[policy] = tuple(mine.values())
         return RunConcepts(tuple(rows.values()), used, self._encode(list(rows), options))
 

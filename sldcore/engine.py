@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -127,14 +128,15 @@ class SafetyEngine:
         self._require_guidance_scale(used, pipeline_arguments)
         with using(self._catalogue):
             self._chain.prepare(dict.fromkeys(used))
-            outcome = self._first(request)
-            outcome = self._further(request, outcome)
-            images = [picture_of(each, each.context.policy, as_arrays) for each in outcome.made]
-            mark(self._chain, outcome.made, images, as_arrays)
+            on_prompts = self._review_prompts(request)
+            outcome = self._first(request, on_prompts)
+            outcome = self._further(request, outcome, on_prompts)
             provenance = self._provenance(outcome, request)
-        if self._audit is not None:
-            for report in outcome.reports:
-                self._audit.record(report, provenance)
+            try:
+                images = [picture_of(each, each.context.policy, as_arrays) for each in outcome.made]
+                mark(self._chain, outcome.made, images, as_arrays)
+            finally:  # what raises is to be found in the log, too
+                self._record(outcome, provenance)
         return Result(images, outcome.reports, outcome.trace, provenance)
 
     def denoise(self, samples: Sequence[Sample], arguments: Mapping[str, Any]) -> Outcome:
@@ -159,8 +161,8 @@ class SafetyEngine:
                     sample.prompt,
                     sample.seed,
                     sample.policy,
-                    concepts.texts_of(sample.policy),
-                    trace.heat[index],
+                    MappingProxyType(concepts.texts_of(sample.policy)),  # filters must not rewrite the report
+                    _read_only(trace.heat[index]),
                 )
                 for index, sample in enumerate(samples)
             ]
@@ -177,9 +179,13 @@ class SafetyEngine:
             made.append(Made(pixels[index], decide(report, found, sample.policy), found, contexts[index]))
         return Outcome(tuple(made), trace, session.scheduler)
 
-    def _first(self, request: Request) -> Outcome:
+    def _record(self, outcome: Outcome, provenance: Mapping[str, Any]) -> None:
+        if self._audit is not None:
+            for report in outcome.reports:
+                self._audit.record(report, provenance)
+
+    def _first(self, request: Request, on_prompts: Sequence[Findings]) -> Outcome:
         """The first attempt at every picture whose prompt passes the prompt filters."""
-        on_prompts = self._review_prompts(request)
         gone = [
             _stopped(findings, sample.policy)
             for findings, sample in zip(on_prompts, request.samples, strict=True)
@@ -193,14 +199,10 @@ class SafetyEngine:
                 part = request.part(kept, [request.samples[index] for index in kept])
                 outcome = _replaced(outcome, kept, self.denoise(part.samples, part.call()))
         for index in kept:
-            each, before = outcome.made[index], on_prompts[index]
-            each.findings.verdicts[:0] = before.verdicts
-            each.findings.failures[:0] = before.failures
-            each.findings.flagged_by[:0] = before.flagged_by
-            each.report = decide(each.report, each.findings, request.samples[index].policy)
+            _with_prompt(outcome.made[index], on_prompts[index])
         return outcome
 
-    def _further(self, request: Request, outcome: Outcome) -> Outcome:
+    def _further(self, request: Request, outcome: Outcome, on_prompts: Sequence[Findings]) -> Outcome:
         """Further attempts at pictures that were flagged, where their policies say so."""
         attempt = 1
         while retries := self._retries(request, outcome, attempt):
@@ -213,6 +215,7 @@ class SafetyEngine:
             except ConfigurationError as problem:  # such as a preset that starts after the last step
                 later = self._failed(outcome, chosen, samples, problem)
             for index, made in zip(chosen, later.made, strict=True):
+                _with_prompt(made, on_prompts[index])
                 made.report = regeneration.joined(outcome.made[index].report, made.report)
             outcome = _replaced(outcome, chosen, later)
             attempt += 1
@@ -295,7 +298,7 @@ class SafetyEngine:
             "device": str(self.pipe._execution_device),
             "dtype": str(next(denoiser.parameters()).dtype).removeprefix("torch."),
             "policies": {policy.digest: policy.dump() for policy in policies},
-            "providers": {name: each for policy in policies for name, each in providers_of(policy).items()},
+            "providers": {policy.digest: providers_of(policy) for policy in policies},
         }
 
 
@@ -330,7 +333,7 @@ def _report(sample: Sample, context: PictureContext, rows: int) -> Report:
         seed=sample.seed,
         policy=sample.policy.name,
         policy_digest=sample.policy.digest,
-        concepts=context.concepts,
+        concepts=dict(context.concepts),
         rows=rows,
     )
 
@@ -349,6 +352,14 @@ def _stopped(findings: Findings, policy: SafetyPolicy) -> bool:
     )
 
 
+def _with_prompt(made: Made, on_prompt: Findings) -> None:
+    """Put what was said of the prompt in front of what was said of the picture, and decide again."""
+    made.findings.verdicts[:0] = on_prompt.verdicts
+    made.findings.failures[:0] = on_prompt.failures
+    made.findings.flagged_by[:0] = on_prompt.flagged_by
+    made.report = decide(made.report, made.findings, made.context.policy)
+
+
 def _replaced(outcome: Outcome, chosen: Sequence[int], later: Outcome) -> Outcome:
     """``outcome`` with some pictures replaced by those of a later call."""
     made = list(outcome.made)
@@ -359,6 +370,13 @@ def _replaced(outcome: Outcome, chosen: Sequence[int], later: Outcome) -> Outcom
         replaced_samples(outcome.trace, chosen, later.trace),
         outcome.scheduler or later.scheduler,
     )
+
+
+def _read_only(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A copy that nobody can write to: the original belongs to the trace."""
+    copy = array.copy()
+    copy.setflags(write=False)
+    return copy
 
 
 def _text_options(arguments: Mapping[str, Any]) -> TextOptions:

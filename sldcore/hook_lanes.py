@@ -48,7 +48,8 @@ class HookLane:
             TypeError: as :meth:`before`.
         """
         shown = self._shown(predictions)
-        own = guided if self.index is None else guided.index_select(0, self.index)
+        whole = guided.clone() if guided.is_inference() else guided
+        own = whole if self.index is None else guided.index_select(0, self.index)
         before = versions(shown, own)
         edited = self.hook.after_guidance(step, shown, own)
         require_untouched(before, shown, own)
@@ -59,7 +60,7 @@ class HookLane:
 
     def _shown(self, predictions: Predictions) -> Predictions:
         if self.index is None:
-            return predictions
+            return _cloned(predictions) if predictions.cond.is_inference() else predictions
         rows = self._rows(predictions)
         latents = predictions.latents
         return Predictions(
@@ -92,6 +93,18 @@ class HookLane:
                 own, dtype=torch.int64, device=predictions.concepts.device
             )
         return self._own_rows[predictions.rows]
+
+
+def _cloned(predictions: Predictions) -> Predictions:
+    """Copies, for tensors that do not tell when they are edited in place."""
+    latents = predictions.latents
+    return replace(
+        predictions,
+        uncond=predictions.uncond.clone(),
+        cond=predictions.cond.clone(),
+        concepts=predictions.concepts.clone(),
+        latents=None if latents is None else latents.clone(),
+    )
 
 
 def versions(predictions: Predictions, *others: Tensor) -> list[int]:

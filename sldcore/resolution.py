@@ -62,6 +62,7 @@ class HookMaker:
 class Resolved:
     """What a policy names, made. ``spec`` has the method's options complete; ``step_hooks`` make one for each run."""
 
+    kind: GuidanceMethod | None
     method: Guidance | None
     spec: GuidanceSpec | None
     step_hooks: tuple[HookMaker, ...]
@@ -149,11 +150,11 @@ def resolve_policy(policy: SafetyPolicy) -> Resolved:
             for use, kind in _in_order(StepHookKind, policy.step_hooks)
         )
         if policy.guidance is None:
-            return Resolved(None, None, hooks)
+            return Resolved(None, None, None, hooks)
         kind, spec = _specified(policy.guidance)
         method = kind.create()
         _require_protocol(kind, method, Guidance)
-        return Resolved(method, spec, hooks)
+        return Resolved(kind, method, spec, hooks)
 
 
 def marks_of(policy: SafetyPolicy) -> list[tuple[Use, MarkKind]]:
@@ -219,13 +220,19 @@ def scheduler_of(policies: Sequence[SafetyPolicy], config: Any) -> Any:
         PolicyError: as :func:`common_scheduler`.
         PluginError: there is no such scheduler.
     """
-    use = common_scheduler(policies)
-    if use is None:
+    if common_scheduler(policies) is None:
         return None
-    owner = next(policy for policy in policies if policy.scheduler is not None)
-    with using(catalogue_for([owner])):
-        kind, options = _chosen(SchedulerKind, use)
-        made = kind.create(config, options)
+    found = []
+    for policy in policies:
+        if policy.scheduler is not None:
+            with using(catalogue_for([policy])):
+                found.append(_chosen(SchedulerKind, policy.scheduler))
+    kind, options = found[0]
+    if any(other is not kind for other, _ in found):
+        raise PolicyError(
+            f"policies of one call must name the same scheduler, and '{kind.name}' is another one in another's plugin file"
+        )
+    made = kind.create(config, options)
     lacking = [name for name in ("set_timesteps", "step", "config") if not hasattr(made, name)]
     if lacking:
         raise PluginError(

@@ -65,7 +65,7 @@ def decide(report: Report, findings: Findings, policy: SafetyPolicy) -> Report:
         fate = (
             "is withheld" if blocking(report.errors, policy) else "is shown unreviewed, as its policy allows"
         )
-        logger.warning("picture '%.60s' %s: %s: %s", report.prompt, fate, first.source, first.error)
+        logger.warning("picture of seed %s %s: %s: %s", report.seed, fate, first.source, first.error)
         if blocking(report.errors, policy):
             return replace(report, action="block")
     wanted = actions.strictest(action_of(use).final for use, _ in findings.flagged_by)
@@ -91,9 +91,19 @@ def picture_of(made: Made, policy: SafetyPolicy, as_array: bool) -> Any:
     elif do in ("none", "flag"):
         shown = picture
     else:
-        action, boxes = _covering(made.findings, do)
-        shown = actions.apply(action, picture, boxes, reason_of(made.findings))
+        shown = _covered(made, picture)
     return as_pixels(shown) if as_array and shown is not None else shown
+
+
+def _covered(made: Made, picture: Image.Image) -> Image.Image | None:
+    """The picture after its action; withheld if that fails."""
+    try:
+        action, boxes = _covering(made.findings, made.report.action)
+        return actions.apply(action, picture, boxes, reason_of(made.findings))
+    except Exception as error:
+        failure = Failure("action", "", f"{type(error).__name__}: {error}")
+        made.report = replace(made.report, action="block", errors=(*made.report.errors, failure))
+        return Image.new("RGB", picture.size)
 
 
 def reason_of(findings: Findings) -> str:
@@ -138,13 +148,19 @@ def as_pixels(picture: Image.Image) -> NDArray[np.float32]:
 
 
 def _covering(findings: Findings, do: str) -> tuple[Action, tuple[Box, ...]]:
-    """The action to apply, and where: boxes only if every use that asks for it has some."""
-    asking = [(action_of(use).final, verdict) for use, verdict in findings.flagged_by]
-    own = [(action, verdict) for action, verdict in asking if action.do == do]
-    boxes = [_boxes(verdict) for _, verdict in own]
-    everywhere = any(action.area == "whole" for action, _ in own) or not all(boxes)
-    action = own[0][0]
-    return action, () if everywhere else tuple(box for some in boxes for box in some)
+    """The action to apply, and where.
+
+    Boxes only if every use that covers the picture asks for boxes and has some: what a milder action would have covered is
+    covered too.
+    """
+    covering = [
+        (action, _boxes(verdict))
+        for action, verdict in ((action_of(use).final, verdict) for use, verdict in findings.flagged_by)
+        if action.do != "flag"
+    ]
+    everywhere = any(action.area == "whole" or not boxes for action, boxes in covering)
+    action = next(action for action, _ in covering if action.do == do)
+    return action, () if everywhere else tuple(box for _, boxes in covering for box in boxes)
 
 
 def _boxes(verdict: Verdict) -> tuple[Box, ...]:

@@ -141,15 +141,15 @@ class GuidedRun:
         """The caller's hooks for all samples, then those that policies name, each for the samples of these policies."""
         whole = tuple(range(len(self._policies)))
         lanes = [HookLane(hook, whole, None) for hook in everywhere]
-        wanted: dict[HookMaker, list[int]] = {}
+        chains: dict[tuple[HookMaker, ...], list[int]] = {}
         for sample, policy in enumerate(self._policies):
-            for maker in self._resolved[policy].step_hooks:
-                wanted.setdefault(maker, []).append(sample)
-        for maker, samples in wanted.items():
-            try:
-                lanes.append(HookLane(maker.make(), tuple(samples), self._index(samples, device)))
-            except CAUGHT as error:
-                self._fail(samples, maker.name, maker.version, error, None)
+            chains.setdefault(self._resolved[policy].step_hooks, []).append(sample)
+        for makers, samples in chains.items():  # in the order of these policies, whatever that of others
+            for maker in makers:
+                try:
+                    lanes.append(HookLane(maker.make(), tuple(samples), self._index(samples, device)))
+                except CAUGHT as error:
+                    self._fail(samples, maker.name, maker.version, error, None)
         return tuple(lanes)
 
     def _index(self, samples: Sequence[int], device: torch.device) -> Tensor | None:
@@ -157,17 +157,17 @@ class GuidedRun:
         return None if len(samples) == len(self._policies) else torch.tensor(samples, device=device)
 
     def _start_lanes(self, device: torch.device) -> list[Lane]:
-        samples: dict[str, list[GuidedSample]] = defaultdict(list)
-        methods: dict[str, Guidance] = {}
+        # By contribution, not by name: plugin files of two policies may have methods of one name.
+        samples: dict[Any, list[GuidedSample]] = defaultdict(list)
+        methods: dict[Any, Guidance] = {}
         for index, policy in enumerate(self._policies):
             resolved = self._resolved[policy]
             if resolved.method is not None and resolved.spec is not None:
-                name = resolved.spec.method
-                samples[name].append(self._guided_sample(index, policy, resolved.spec))
-                methods.setdefault(name, resolved.method)
+                samples[resolved.kind].append(self._guided_sample(index, policy, resolved.spec))
+                methods.setdefault(resolved.kind, resolved.method)
         lanes = []
-        for name, members in samples.items():
-            method, indices = methods[name], tuple(member.index for member in members)
+        for kind, members in samples.items():
+            method, indices = methods[kind], tuple(member.index for member in members)
             try:
                 started = method.start(members, self.schedule)
                 lanes.append(Lane(method, started, tuple(members), self._index(indices, device)))
@@ -222,7 +222,7 @@ class GuidedRun:
         if lane.failed:
             return ()
         try:
-            rows = tuple(lane.run.rows(step))
+            rows = tuple(Row(*row) for row in lane.run.rows(step))
             _check_rows(rows, lane.members)
             return rows
         except CAUGHT as error:
@@ -287,7 +287,8 @@ class GuidedRun:
         found = {}
         for lane in self._lanes:
             for member in lane.members:
-                asks = any(member.weights) and member.spec.options.get("scale", 1) != 0
+                nothing = member.spec.method == "sld" and member.spec.options["scale"] == 0
+                asks = any(member.weights) and not nothing
                 if asks and not lane.failed and member.index not in self._applied:
                     message = "the method never guided this picture, though its window was open"
                     found[member.index] = Failure(lane.method.name, lane.method.version, message)

@@ -77,8 +77,9 @@ def test_a_text_that_two_policies_weigh_differently_is_one_row(prepare: Prepare)
     concepts = prepare([{"text": "blood", "weight": 2}], [{"text": "blood", "strength": 3, "window": window}])
     assert [row.text for row in concepts.rows] == ["blood"]
     first, second = concepts.used.values()
-    assert first == (UsedRow(0, 2.0, 1.0, None),)
-    assert second == (UsedRow(0, 1.0, 3.0, Window(unit="fraction", stop=0.5)),)
+    name = concepts.rows[0].concept
+    assert first == (UsedRow(0, 2.0, 1.0, None, name),)
+    assert second == (UsedRow(0, 1.0, 3.0, Window(unit="fraction", stop=0.5), name),)
 
 
 def test_parts_of_a_long_concept_share_its_weight_strength_and_window(prepare: Prepare) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sldcore import Result, SafetyEngine, SafetyPolicy, load_pipeline
-from sldcore.contributions import PostFilterKind
+from sldcore.contributions import PostFilterKind, PromptFilterKind
 from sldcore.errors import GuidanceError, SafetyFailure
 from sldcore.playground.prompts import ROLE_PROMPTS
 from sldcore.policy import FilterUse
@@ -159,6 +159,27 @@ def test_an_attempt_that_cannot_be_made_is_withheld_and_says_why(plugin_catalogu
     assert [report.action for report in result.reports] == ["none", "block", "none"]
     (failure,) = result.reports[1].errors
     assert failure.source == "regeneration" and "guidance starts at step 15" in failure.error
+
+
+def test_what_was_said_of_the_prompt_stays_with_every_attempt(plugin_catalogue: PlugIn) -> None:
+    class Words:
+        name, version = "words", "1"
+
+        def review(self, prompts: Sequence[str], contexts: Sequence[Any]) -> list[Verdict]:
+            return [Verdict("words", "1", True) for _ in prompts]
+
+    plugin_catalogue(PromptFilterKind(name="words", create=lambda options: Words()))
+    plugin_catalogue(PostFilterKind(name="counting", create=lambda options: Counting("house", 1)))
+    again = retry(stronger=False, add_concept=False)
+    policy = SafetyPolicy.model_validate(
+        {
+            "prompt_filters": [{"use": "words", "on_flag": "flag"}],
+            "filters": [{"use": "counting", "on_flag": again}],
+        }
+    )
+    (report,) = SafetyEngine(FakePipeline(), policy).generate("a blue house", **CALL).reports
+    assert (report.action, report.attempts) == ("flag", 2)
+    assert [verdict.filter for verdict in report.verdicts] == ["words", "counting"]
 
 
 def test_nothing_is_tried_again_where_another_filter_raises() -> None:

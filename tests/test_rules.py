@@ -484,4 +484,4 @@ def test_the_scheduler_that_a_policy_names_is_used_recorded_and_taken_away_again
 
 def test_provenance_says_who_provided_what(pipe: Any) -> None:
     result = SafetyEngine(pipe, ACTING).generate(PROMPTS[0], **FAST)
-    assert result.provenance["providers"]["guidance method sld"].startswith("sldcore ")
+    assert result.provenance["providers"][ACTING.digest]["guidance method sld"].startswith("sldcore ")

@@ -679,3 +679,38 @@ def test_an_exit_in_a_step_hook_ends_no_more_than_its_pictures() -> None:
     loop = Loop([OFF], [Hook(before=leave)])
     loop.step()
     assert loop.run.failures[0][0].error == "SystemExit: 0"
+
+
+def test_a_step_hook_named_twice_acts_twice_and_on_its_own_samples_only(plugin_catalogue: Contribute) -> None:
+    plugin_catalogue(StepHookKind(name="edit", create=lambda options: Edit()))
+    twice = OFF.replace(step_hooks=["edit", "edit"])
+    result = Loop([twice, OFF]).all()
+    plain_result = Loop([OFF, OFF]).all()
+    torch.testing.assert_close(result[:, 1], plain_result[:, 1], rtol=0, atol=0)
+    torch.testing.assert_close(result[:, 0], plain_result[:, 0] + 4, rtol=0, atol=1e-5)
+
+
+def test_step_hooks_run_in_the_order_of_their_own_policy(plugin_catalogue: Contribute) -> None:
+    class Twice(Edit):
+        def before_guidance(self, step: Step, predictions: Predictions) -> None:  # type: ignore[override]
+            return None
+
+        def after_guidance(self, step: Step, predictions: Predictions, guided: Tensor) -> Tensor:
+            return guided * 2
+
+    class Plus(Twice):
+        def after_guidance(self, step: Step, predictions: Predictions, guided: Tensor) -> Tensor:
+            return guided + 1
+
+    plugin_catalogue(StepHookKind(name="twice", create=lambda options: Twice()))
+    plugin_catalogue(StepHookKind(name="plus", create=lambda options: Plus()))
+    one, other = OFF.replace(step_hooks=["twice", "plus"]), OFF.replace(step_hooks=["plus", "twice"])
+    result, plain_result = Loop([one, other]).all(), Loop([OFF, OFF]).all()
+    torch.testing.assert_close(result[:, 0], plain_result[:, 0] * 2 + 1)
+    torch.testing.assert_close(result[:, 1], (plain_result[:, 1] + 1) * 2)
+
+
+def test_rows_as_plain_pairs_are_rows(plugin_catalogue: Contribute) -> None:
+    loop = broken_batch(Method(at=0, rows=lambda rows: tuple(tuple(row) for row in rows)), plugin_catalogue)
+    loop.all()
+    assert not loop.run.failures

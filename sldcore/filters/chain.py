@@ -30,7 +30,7 @@ from sldcore.resolution import (
     marks_of,
     prompt_filters_of,
 )
-from sldcore.types import Failure, Verdict
+from sldcore.types import Box, Failure, Verdict
 
 MARK_SECONDS: Final = 120.0
 
@@ -49,6 +49,11 @@ class Findings:
     verdicts: list[Verdict] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     flagged_by: list[tuple[PromptFilterUse, Verdict]] = field(default_factory=list)
+
+    @property
+    def decided(self) -> bool:
+        """True if something flagged it, or failed in a way that withholds it."""
+        return bool(self.flagged_by) or any(failure.on_error != "allow" for failure in self.failures)
 
     def add(self, use: PromptFilterUse, word: Verdict | Failure) -> None:
         """Note what one filter said."""
@@ -168,13 +173,13 @@ def _reviewed(
 ) -> list[Findings]:
     """Run the filters turn by turn: at each turn every member's next filter, those of the same filter in one batch.
 
-    With ``first_flag`` a member that was flagged or could not be reviewed is not looked at again.
+    With ``first_flag`` a member that was flagged, or is withheld because it could not be reviewed, is not looked at again.
     """
     findings = [Findings() for _ in wanted]
     for turn in range(max(map(len, wanted), default=0)):
         batches: dict[Named, list[int]] = {}
         for index, uses in enumerate(wanted):
-            over = first_flag[index] and bool(findings[index].flagged_by or findings[index].failures)
+            over = first_flag[index] and findings[index].decided
             if turn < len(uses) and not over:
                 batches.setdefault(uses[turn], []).append(index)
         for named, members in batches.items():
@@ -230,7 +235,17 @@ def judged(use: PromptFilterUse, verdict: Verdict) -> Verdict:
             limits[name] = float(limit)
     above = any(verdict.scores[name] >= limit for name, limit in limits.items())
     unsaid = verdict.flagged and len(limits) < len(considered)
-    return replace(verdict, flagged=above or unsaid, thresholds=limits)
+    return replace(
+        verdict, flagged=above or unsaid, thresholds=limits, reason=_reason(verdict, limits, above)
+    )
+
+
+def _reason(verdict: Verdict, limits: dict[str, float], above: bool) -> str:
+    """Why, by the policy's thresholds: the filter's own reason speaks of its own."""
+    if not above:
+        return ""
+    reached = [name for name, limit in limits.items() if verdict.scores[name] >= limit]
+    return "; ".join(f"{name} {verdict.scores[name]:.2f} >= {limits[name]:g}" for name in reached)
 
 
 def _failure(made: Any, error: Exception) -> Failure:
@@ -243,6 +258,26 @@ def _check_verdicts(verdicts: Sequence[Any], count: int) -> None:
     for verdict in verdicts:
         if not isinstance(verdict, Verdict) or not isinstance(verdict.flagged, bool | np.bool_):
             raise TypeError(f"a verdict must be a Verdict with flagged true or false, got {verdict!r:.80}")
-        for category, score in verdict.scores.items():
-            if not isfinite(score) or not 0 <= score <= 1:
-                raise ValueError(f"score {score} of '{category}' is not in 0..1")
+        for what, numbers in (("score", verdict.scores), ("threshold", verdict.thresholds)):
+            for category, number in numbers.items():
+                if not isinstance(category, str) or not isfinite(number) or not 0 <= number <= 1:
+                    raise ValueError(f"{what} {number} of {category!r} is not in 0..1")
+        for text in (verdict.filter, verdict.version, verdict.reason, verdict.weights):
+            if not isinstance(text, str):
+                raise TypeError(
+                    f"filter, version, reason and weights of a verdict must be texts, got {text!r:.80}"
+                )
+        for box in verdict.boxes:
+            _check_box(box)
+
+
+def _check_box(box: Any) -> None:
+    """A box in pixels, or with its edges the wrong way round, would cover something else."""
+    if not isinstance(box, Box):
+        raise TypeError(f"boxes must be Box objects, got {box!r:.80}")
+    across, along = (box.left, box.right), (box.top, box.bottom)
+    for low, high in (across, along):
+        if not (isfinite(low) and isfinite(high) and 0 <= low < high <= 1):
+            raise ValueError(
+                f"edges of a box must be fractions with left < right and top < bottom, got {box}"
+            )

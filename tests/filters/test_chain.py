@@ -21,7 +21,7 @@ from sldcore.filters.base import PictureContext
 from sldcore.filters.chain import Findings, judged
 from sldcore.plugins import Plugins
 from sldcore.policy import FilterUse
-from sldcore.types import Verdict
+from sldcore.types import Box, Verdict
 
 Contribute = Callable[..., None]
 PROMPTS = ["a red knight", "a blue house", "a green tree"]
@@ -104,6 +104,11 @@ def raising(prompt: str) -> Any:
             r"ValueError: score 1\.5 of 'x' is not in 0\.\.1",
         ),
         (lambda prompt: Verdict("f", "1", None), "flagged true or false"),  # type: ignore[arg-type]
+        (lambda prompt: Verdict("f", "1", True, {"x": 0.9}, {"x": float("nan")}), "threshold nan of 'x'"),
+        (lambda prompt: Verdict("f", "1", True, reason=5), "must be texts"),  # type: ignore[arg-type]
+        (lambda prompt: Verdict("f", "1", True, boxes=(Box("x", 0.9, 10, 10, 20, 20),)), "must be fractions"),
+        (lambda prompt: Verdict("f", "1", True, boxes=(Box("x", 0.9, 0.5, 0.1, 0.2, 0.3),)), "left < right"),
+        (lambda prompt: Verdict("f", "1", True, boxes=(1,)), "Box objects"),  # type: ignore[arg-type]
     ],
 )
 def test_a_filter_that_fails_withholds_the_pictures_it_was_to_review(
@@ -300,3 +305,40 @@ def test_a_picture_that_cannot_be_marked_is_withheld(pipe: Any, plugin_catalogue
     (report,) = result.reports
     assert (report.action, report.errors[0].source, report.errors[0].version) == ("block", "fails", "3")
     assert not result.images[0].any()
+
+
+def test_a_filter_cannot_rewrite_what_is_reported(pipe: Any, plugin_catalogue: Contribute) -> None:
+    class Rewrites(Filter):
+        def review(self, pictures: Any, contexts: Any) -> list[Any]:
+            contexts[0].concepts.clear()
+            return super().review(pictures, contexts)
+
+    contributed(plugin_catalogue, Rewrites("rewrites", lambda prompt: Verdict("rewrites", "1", False)))
+    policy = SafetyPolicy.preset("max").replace(filters=["rewrites"])
+    result = SafetyEngine(pipe, policy).generate(PROMPTS[0], **FAST)
+    assert result.reports[0].action == "block"
+    assert "AttributeError" in result.reports[0].errors[0].error
+    assert result.reports[0].concepts
+
+
+def test_a_failure_that_is_allowed_does_not_end_the_chain(pipe: Any, plugin_catalogue: Contribute) -> None:
+    contributed(plugin_catalogue, Filter("faulty", raising), flags("house", "house"))
+    policy = SafetyPolicy.parse("filters: [{use: faulty, on_error: allow}, house]\nfilter_mode: first_flag")
+    result = SafetyEngine(pipe, policy).generate(PROMPTS, **FAST)
+    assert [report.action for report in result.reports] == ["none", "black", "none"]
+    assert [report.unreviewed for report in result.reports] == [True, False, True]
+
+
+def test_what_a_milder_action_covers_is_covered_too(pipe: Any, plugin_catalogue: Contribute) -> None:
+    box = Box("x", 0.9, 0.0, 0.0, 0.1, 0.1)
+    contributed(
+        plugin_catalogue,
+        Filter("whole", lambda prompt: Verdict("whole", "1", True)),
+        Filter("part", lambda prompt: Verdict("part", "1", True, {"x": 0.9}, {"x": 0.5}, boxes=(box,))),
+    )
+    policy = SafetyPolicy.parse(
+        "filters: [{use: whole, on_flag: blur}, {use: part, on_flag: {do: pixelate, area: boxes}}]"
+    )
+    plain = SafetyEngine(pipe, "off").generate(PROMPTS[0], **FAST).images[0]
+    covered = SafetyEngine(pipe, policy).generate(PROMPTS[0], **FAST).images[0]
+    assert (np.abs(covered - plain) > 1e-3).any(2).mean() > 0.9

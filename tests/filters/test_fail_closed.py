@@ -106,7 +106,8 @@ def reached(policy: SafetyPolicy, last: bool) -> list[Any]:
     seen = []
     for use in policy.filters:
         seen.append(use)
-        acts = use.use in FAULTY or (flags(use.use, last) and not use.shadow)
+        allowed = (use.on_error or policy.on_error) == "allow"
+        acts = (use.use in FAULTY and not allowed) or (flags(use.use, last) and not use.shadow)
         if policy.filter_mode == "first_flag" and acts:
             break
     return seen

@@ -34,19 +34,11 @@ def with_payload(pixels: Pixels, payload: bytes) -> Pixels:
     rows, columns = (length // (2 * SIDE) for length in pixels.shape[:2])
     part = pixels[: rows * 2 * SIDE, : columns * 2 * SIDE].astype(np.float64)
     low = _as_blocks(_low_pass(part @ TO_U + 128), rows, columns)
-    moved = _moved(low, _spread(bits, pixels.shape[:2], rows, columns)) - low
+    moved = _moved(low, bits[np.arange(len(low)) % len(bits)]) - low
     added = _from_blocks(moved, rows, columns).repeat(2, 0).repeat(2, 1) / 2
     marked = pixels.copy()
     marked[: part.shape[0], : part.shape[1]] = np.round(part + added[..., None] * FROM_U).clip(0, 255)
     return marked
-
-
-def _spread(bits: Pixels, size: tuple[int, ...], rows: int, columns: int) -> NDArray[np.float64]:
-    """The bit of each block, [rows * columns], in the order in which the decoder counts them."""
-    # It counts blocks of the band of all multiples of 4 pixels, which may be one more than fit into multiples of 8.
-    per_row = size[1] // 4 * 4 // 2 // SIDE
-    numbers = np.arange(rows)[:, None] * per_row + np.arange(columns)
-    return bits[numbers.ravel() % len(bits)].astype(np.float64)
 
 
 def _low_pass(values: Values) -> Values:
@@ -55,7 +47,7 @@ def _low_pass(values: Values) -> Values:
     return band
 
 
-def _moved(blocks: Values, bits: Values) -> Values:
+def _moved(blocks: Values, bits: Pixels) -> Values:
     """The blocks [N, 4, 4] with their largest singular values where the decoder reads the bits [N]."""
     # The cosine transform is a rotation from both sides, and leaves singular values as they are.
     left, singular, right = np.linalg.svd(blocks)
