@@ -36,6 +36,12 @@ def test_the_wheel_brings_the_playground_model(wheel: zipfile.ZipFile) -> None:
     assert files <= set(wheel.namelist())
 
 
+def test_the_wheel_brings_the_template_of_plugins(wheel: zipfile.ZipFile) -> None:
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sldcore/plugin_template").rglob("*.tmpl")}
+    assert files
+    assert files <= set(wheel.namelist())
+
+
 def test_packs_are_found_in_an_installed_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path)
     code = (
@@ -51,4 +57,5 @@ def test_packs_are_found_in_an_installed_wheel(wheel: zipfile.ZipFile, tmp_path:
         check=True,
     )
     assert found.stdout.startswith(str(tmp_path))
-    assert "('inappropriate', 'playground') inappropriate" in found.stdout
+    shipped = sorted(path.stem for path in (ROOT / "concepts").glob("*.yaml"))
+    assert f"{tuple(shipped)} inappropriate" in found.stdout
