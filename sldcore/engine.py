@@ -30,7 +30,7 @@ from sldcore.provenance import library_versions
 from sldcore.regeneration import Retry
 from sldcore.request import Request, Sample, prompts_of, wants_arrays
 from sldcore.resolution import providers_of
-from sldcore.review import CHECKER, Made, action_of, blocking, decide, mark, picture_of, reason_of
+from sldcore.review import CHECKER, MARKED, Made, action_of, blocking, decide, mark, picture_of, reason_of
 from sldcore.session import Session, as_policy
 from sldcore.tracing import empty_trace, replaced_samples
 from sldcore.types import Failure, Report, Result, Trace
@@ -178,6 +178,20 @@ class SafetyEngine:
             )
             made.append(Made(pixels[index], decide(report, found, sample.policy), found, contexts[index]))
         return Outcome(tuple(made), trace, session.scheduler)
+
+    def file_of(self, content: bytes, report: Report, policy: SafetyPolicy) -> bytes:
+        """The content of a picture's file with the marks that belong on files, such as signed credentials.
+
+        Call it last when you save a picture of :meth:`generate`; whatever changes the file afterwards breaks a signature. Pictures
+        that are withheld are not marked.
+
+        Raises:
+            SafetyFailure: a mark failed; the file must not be written.
+        """
+        if report.action in MARKED:
+            with using(self._catalogue):
+                return self._chain.signed(content, report, policy)
+        return content
 
     def _record(self, outcome: Outcome, provenance: Mapping[str, Any]) -> None:
         if self._audit is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
@@ -89,11 +89,19 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, Any] | None:
     return account if complete else None
 
 
-def save_png(image: Image.Image, path: str | PathLike[str], info: PngInfo | None = None) -> None:
-    """Write a PNG in one piece: a reader sees the old file or the whole new one. Missing folders are made."""
+def save_png(
+    image: Image.Image,
+    path: str | PathLike[str],
+    info: PngInfo | None = None,
+    finish: Callable[[bytes], bytes] = bytes,
+) -> None:
+    """Write a PNG in one piece: a reader sees the old file or the whole new one. Missing folders are made.
+
+    ``finish`` is given the file's content and returns what is written: signatures belong there.
+    """
     buffer = BytesIO()
     image.save(buffer, format="PNG", pnginfo=info)
-    write_bytes_atomically(path, buffer.getvalue())
+    write_bytes_atomically(path, finish(buffer.getvalue()))
 
 
 def report_document(report: Report) -> dict[str, Any]:

@@ -25,6 +25,10 @@ CHECKER: Final = FilterUse(use="safety-checker")
 """The pipeline's own safety checker, as if the policy named it: what it flags goes black."""
 
 
+MARKED: Final = ("none", "flag", "blur", "pixelate")
+"""Actions after which a generated picture is shown, whole or in part, and bears its marks."""
+
+
 @dataclass(slots=True)
 class Made:
     """One picture as it was made, [H, W, 3] in 0..1, and what is known of it. It has not been acted upon."""
@@ -121,8 +125,7 @@ def mark(chain: Chain, made: Sequence[Made], pictures: list[Any], as_array: bool
     Raises:
         SafetyFailure: a mark failed and its policy says ``on_error: raise``.
     """
-    shown = ("none", "flag", "blur", "pixelate")
-    wanted = [i for i, each in enumerate(made) if each.context.policy.marks and each.report.action in shown]
+    wanted = [i for i, each in enumerate(made) if each.context.policy.marks and each.report.action in MARKED]
     given = [as_pil(pictures[i]) if as_array else pictures[i] for i in wanted]
     for index, marked in zip(wanted, chain.marked(given, [made[i].context for i in wanted]), strict=True):
         each, policy = made[index], made[index].context.policy
@@ -131,7 +134,9 @@ def mark(chain: Chain, made: Sequence[Made], pictures: list[Any], as_array: bool
             each.report = decide(each.report, each.findings, policy)
             marked = Image.new("RGB", given[wanted.index(index)].size)
         else:
-            each.report = replace(each.report, marks=tuple(use.use for use in policy.marks))
+            later = chain.file_marks(policy)
+            marks = tuple(use.use for use in policy.marks if use.use not in later)
+            each.report = replace(each.report, marks=marks)
         pictures[index] = as_pixels(marked) if as_array else marked
 
 

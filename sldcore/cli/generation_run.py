@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -219,7 +220,10 @@ def _make(
         for role, image in drawn.items():
             unguided = role == "unguided"
             account = png_metadata(plain.reports[sample], plain.provenance) if unguided else info
-            save_png(image, request.out / picture.files[role], account)
+            finish = (
+                partial(engine.file_of, report=report, policy=picture.policy) if role == "picture" else bytes
+            )
+            save_png(image, request.out / picture.files[role], account, finish)
         entry = document["pictures"][sample]
         entry["files"] = {role: name for role, name in picture.files.items() if role in drawn}
         done.pictures[picture.index] = entry

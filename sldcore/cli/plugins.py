@@ -150,6 +150,16 @@ def _checked(entry: Entry) -> Complaint:
     return Complaint(entry.provider.plugin, entry.contribution.kind, entry.contribution.name, complaints)
 
 
+def _notes(plugins: Plugins) -> Iterator[str]:
+    """What could not be tried, and why."""
+    from sldcore.testing.check import not_tried
+
+    for kind in KINDS:
+        for entry in plugins.usable(kind):
+            if why := not_tried(entry):
+                yield f"{entry.provider.plugin}: {kind.kind} '{entry.contribution.name}': {why}"
+
+
 def _needed(policy: SafetyPolicy, catalogue: Catalogue) -> Iterator[str]:
     """One line for each distribution that a policy needs, and a remark for each plugin file.
 

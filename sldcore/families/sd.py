@@ -64,18 +64,15 @@ class StableDiffusion:
         states = [pipe.encode_prompt(text, device, 1, False, **options._asdict())[0] for text in texts]
         return {"encoder_hidden_states": torch.cat(states)}
 
-    @torch.no_grad()
     def text_vectors(self, pipe: Any, texts: Sequence[str]) -> Tensor:
-        """CLIP's pooled states, [len(texts), D]; what is beyond the window is cut off, as in the pipeline's own prompts."""
-        given = pipe.tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=self.window(pipe),
-            truncation=True,
-            return_tensors="pt",
-        )
-        pooled: Tensor = pipe.text_encoder(given.input_ids.to(pipe.text_encoder.device)).pooler_output
-        return pooled
+        """The mean of the states of a text's own tokens, [len(texts), D]: CLIP's pooled state tells short texts apart less well.
+
+        What is beyond the window is cut off, as in the pipeline's own prompts.
+        """
+        states = self.encode(pipe, texts, TextOptions())["encoder_hidden_states"]  # [N, L, D]
+        counts = [min(self.count_tokens(pipe, text), self.window(pipe)) for text in texts]
+        own = [state[1 : max(count - 1, 2)] for state, count in zip(states, counts, strict=True)]
+        return torch.stack([tokens.mean(0) for tokens in own])
 
     def encode_tokens(
         self, pipe: Any, prefix: str, vectors: Tensor, options: TextOptions

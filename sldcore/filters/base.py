@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from sldcore.policy import SafetyPolicy
+    from sldcore.types import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,4 +86,16 @@ class Mark(Protocol):
         self, pictures: Sequence[Image.Image], contexts: Sequence[PictureContext]
     ) -> Sequence[Image.Image]:
         """The marked pictures, of the same sizes, in order."""
+        ...
+
+
+@runtime_checkable
+class FileMark(Protocol):
+    """A mark that is put on the file of a picture when it is saved, after everything else: signed credentials."""
+
+    name: str
+    version: str
+
+    def mark_bytes(self, content: bytes, report: Report) -> bytes:
+        """The marked content of a picture file."""
         ...

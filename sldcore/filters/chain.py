@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sldcore.contributions import Contribution
-from sldcore.errors import PluginError, SLDError
+from sldcore.errors import PluginError, SafetyFailure, SLDError
 from sldcore.filters import actions
-from sldcore.filters.base import Mark, PictureContext, PostFilter, PromptContext, PromptFilter
+from sldcore.filters.base import FileMark, Mark, PictureContext, PostFilter, PromptContext, PromptFilter
 from sldcore.filters.guarding import Guarded
 from sldcore.policy import PromptFilterUse, SafetyPolicy, Use
 from sldcore.resolution import (
@@ -30,7 +30,7 @@ from sldcore.resolution import (
     marks_of,
     prompt_filters_of,
 )
-from sldcore.types import Box, Failure, Verdict
+from sldcore.types import Box, Failure, Report, Verdict
 
 MARK_SECONDS: Final = 120.0
 
@@ -120,6 +120,32 @@ class Chain:
 
         return _reviewed(uses, first, review)
 
+    def file_marks(self, policy: SafetyPolicy) -> tuple[str, ...]:
+        """Names of the policy's marks that are put on files when they are saved."""
+        return tuple(
+            use.use
+            for use, kind in marks_of(policy)
+            if isinstance(self._marks[_key(use, kind)].made, FileMark)
+        )
+
+    def signed(self, content: bytes, report: Report, policy: SafetyPolicy) -> bytes:
+        """The content of a picture file with the policy's marks of files.
+
+        Raises:
+            SafetyFailure: one failed; the file must not be written.
+        """
+        for use, kind in marks_of(policy):
+            guarded = self._marks[_key(use, kind)]
+            if isinstance(guarded.made, FileMark):
+                try:
+                    content = _signed(guarded, content, report)
+                except Exception as error:
+                    failure = _failure(guarded.made, error)
+                    raise SafetyFailure(
+                        f"{failure.source} {failure.version}: the picture's file could not be marked: {failure.error}"
+                    ) from error
+        return content
+
     def marked(
         self, pictures: Sequence[Image.Image], contexts: Sequence[PictureContext]
     ) -> list[Image.Image | Failure]:
@@ -131,6 +157,13 @@ class Chain:
                 if not isinstance(picture, Failure):
                     done[index] = _marked(self._marks[_key(use, kind)], picture, context)
         return done
+
+
+def _signed(guarded: Guarded[Any], content: bytes, report: Report) -> bytes:
+    signed, _ = guarded.call(lambda made: made.mark_bytes(content, report), MARK_SECONDS)
+    if not isinstance(signed, bytes) or not signed:
+        raise TypeError(f"a mark of files must give bytes, got {type(signed).__name__}")
+    return signed
 
 
 def _marked(guarded: Guarded[Mark], picture: Image.Image, context: PictureContext) -> Image.Image | Failure:

@@ -12,7 +12,7 @@ from unittest import SkipTest
 from sldcore.catalogue import Entry
 from sldcore.contributions import Contribution
 from sldcore.testing.contracts import CONTRACTS
-from sldcore.testing.contracts.base import Contract, within
+from sldcore.testing.contracts.base import Contract, options_without_example, within
 
 FIRST: Final = "test_it_can_be_made"
 
@@ -32,10 +32,18 @@ class Outcome:
 def check_contribution(entry: Entry) -> list[str]:
     """Run the contract on a contribution; what it does wrong, one line each, none if all is well.
 
-    Files that the contribution writes to relative paths go to a temporary folder.
+    What has required options without an example (:func:`not_tried`) cannot be made here, and is not tried. Files that the contribution writes to relative paths go to a temporary folder.
     """
+    if not_tried(entry):
+        return []
     with _elsewhere():
         return [str(outcome) for outcome in outcomes(case_of(entry.contribution)) if outcome.failure]
+
+
+def not_tried(entry: Entry) -> str:
+    """Why a contribution cannot be tried without knowing more; empty if it can."""
+    missing = options_without_example(entry.contribution)
+    return f"not tried: {', '.join(missing)} must be given, and has no example" if missing else ""
 
 
 def case_of(contribution: Contribution, **attributes: Any) -> type[Contract]:

@@ -392,3 +392,33 @@ def test_an_audit_log_gets_one_line_per_picture_without_the_prompt(tmp_path: Pat
     assert result.exit_code in (0, 3), result.output
     assert len(read_audit(log).records) == 2
     assert "knight" not in log.read_text()
+
+
+def test_marks_of_files_are_put_on_last_and_a_failing_one_writes_no_picture(
+    tmp_path: Path, plugin_catalogue: Any
+) -> None:
+    from sldcore.contributions import MarkKind
+
+    class Signs:
+        name, version = "signs", "1"
+
+        def mark(self, pictures: Any, contexts: Any) -> Any:
+            return list(pictures)
+
+        def mark_bytes(self, content: bytes, report: Any) -> bytes:
+            if fails:
+                raise OSError("no key")
+            return content + b"signed"
+
+    fails = False
+    plugin_catalogue(MarkKind(name="signs", create=lambda options: Signs()))
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("marks: [signs]")
+    call = ["a red knight", "--policy", str(policy), "--steps", "2", "--out"]
+    assert sld(*call, tmp_path / "one").exit_code == 0
+    assert (tmp_path / "one" / "0000-0.png").read_bytes().endswith(b"signed")
+    fails = True
+    result = sld(*call, tmp_path / "two")
+    assert result.exit_code == 1
+    assert "signs 1: the picture's file could not be marked: OSError: no key" in result.output
+    assert not (tmp_path / "two" / "0000-0.png").exists()

@@ -8,7 +8,7 @@ from typing import Any
 from sldcore.catalogue import Entry, Provider
 from sldcore.contributions import StepHookKind, WindowKind
 from sldcore.documents import Strict
-from sldcore.testing.check import FIRST, case_of, check_contribution, names_of_tests, outcomes
+from sldcore.testing.check import FIRST, case_of, check_contribution, names_of_tests, not_tried, outcomes
 from sldcore.testing.contracts import CONTRACTS
 from sldcore.testing.contracts.base import within
 from sldcore.types import Step
@@ -63,12 +63,14 @@ def test_an_option_without_default_takes_its_first_example() -> None:
     assert checked(window(create, options=Start)) == []
 
 
-def test_an_option_without_default_and_example_is_a_complaint() -> None:
+def test_what_has_a_required_option_without_example_is_not_tried_and_says_so() -> None:
     class Start(Strict):
         start: float
 
-    (complaint,) = checked(window(lambda options: lambda step: 1.0, options=Start))
-    assert complaint == "it can be made: PluginError: options of window 'ramp': start: Field required"
+    contribution = window(lambda options: lambda step: 1.0, options=Start)
+    assert checked(contribution) == []
+    why = not_tried(Entry(contribution, Provider("test", "", "1")))
+    assert why == "not tried: start must be given, and has no example"
 
 
 def test_relative_files_do_not_land_in_the_working_folder(tmp_path: Path, monkeypatch: Any) -> None:

@@ -154,6 +154,15 @@ def example_options(contribution: Contribution) -> dict[str, Any]:
     }
 
 
+def options_without_example(contribution: Contribution) -> list[str]:
+    """Required options for which there is no example, so that nothing can be made without knowing more."""
+    return [
+        name
+        for name, field in contribution.options.model_fields.items()
+        if field.is_required() and not field.examples
+    ]
+
+
 def within(limit: float, function: Callable[[], T]) -> T:
     """What ``function`` returns or raises, if it does so in ``limit`` seconds.
 

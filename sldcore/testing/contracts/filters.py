@@ -279,9 +279,9 @@ class MarkContract(NamedContract):
         return 1
 
     def pictures(self) -> list[Image.Image]:
-        """Noise and a flat colour, 256 x 192."""
-        noise = np.random.default_rng(3).integers(0, 256, (192, 256, 3), dtype=np.uint8)
-        return [Image.fromarray(noise), Image.new("RGB", (256, 192), (90, 120, 160))]
+        """Noise and a flat colour, 320 x 256."""
+        noise = np.random.default_rng(3).integers(0, 256, (256, 320, 3), dtype=np.uint8)
+        return [Image.fromarray(noise), Image.new("RGB", (320, 256), (90, 120, 160))]
 
     def marked(self, made: Any, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """The marked pictures."""
