@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import Annotated, Any, cast
 import typer
 
 from sldcore.catalogue import Entry, current
+from sldcore.cli.output import Json, print_json
 from sldcore.concepts import ConceptPack, load_pack
 from sldcore.contributions import ConceptProvider
 from sldcore.documents import Problem, find_problems, read_text
 from sldcore.errors import ConceptError, ConfigurationError
 
 app = typer.Typer(no_args_is_help=True, help="List, show and validate concept packs.")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ def list_packs(as_json: Json = False) -> None:
     """List the concept packs of sldcore and of the installed plugins (`sld --no-plugins concepts list`: without these)."""
     packs = [_listed(entry) for entry in current().entries(ConceptProvider)]
     if as_json:
-        _print_json([_summary(each) for each in packs])
+        print_json([_summary(each) for each in packs])
         return
     columns = ("pack", "version", "title", "concepts", "provided by")
     rows = [
@@ -62,7 +60,7 @@ def show(
     """Show one pack: the text of each concept, and where it comes from."""
     found = load_pack(pack)
     if as_json:
-        _print_json(found.model_dump(mode="json"))
+        print_json(found.model_dump(mode="json"))
         return
     typer.echo(f"{found.title} ({found.id} {found.version}, {', '.join(found.languages)}, {found.licence})")
     whole = found.whole()
@@ -89,7 +87,7 @@ def validate(
     """Check pack files, and say for each problem in which line and field it is; exit code 2 if there is any."""
     problems = [(file, problem) for file in files for problem in _problems(file)]
     if as_json:
-        _print_json([{"file": str(file), **asdict(problem)} for file, problem in problems])
+        print_json([{"file": str(file), **asdict(problem)} for file, problem in problems])
     for file, problem in problems:
         if not as_json:
             place = f"{file}:{problem.line}: {problem.field}" if problem.field else f"{file}:{problem.line}"
@@ -146,7 +144,3 @@ def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> N
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
-
-
-def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))

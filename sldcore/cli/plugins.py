@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 from packaging.requirements import Requirement
 
 from sldcore.catalogue import Catalogue, Entry, current
+from sldcore.cli.output import Json, print_json
 from sldcore.cli.plugins_new import new
 from sldcore.cli.policy import find_policy
 from sldcore.contributions import (
     KINDS,
-    ConceptProvider,
-    Contribution,
-    GuidanceMethod,
-    PostFilterKind,
-    PromptFilterKind,
-    SchedulerKind,
-    StepHookKind,
-    WindowKind,
 )
 from sldcore.errors import PluginError, listed
 from sldcore.plugins import Plugins
@@ -33,15 +25,13 @@ from sldcore.plugins.discovery import discover
 from sldcore.plugins.records import Record
 from sldcore.plugins.requirements import installed_version
 from sldcore.policy import SafetyPolicy
-from sldcore.policy_parts import RANGE_UNITS
+from sldcore.resolution import named_by
 
 SLOW_SECONDS: Final = 1.0
 """An import that takes longer than this is remarked on."""
 
 app = typer.Typer(no_args_is_help=True, help="List, check, pin and start plugins.")
 app.command("new")(new)
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +54,7 @@ def list_plugins(ctx: typer.Context, as_json: Json = False) -> None:
     records = plugins.records(load=False)
     _note(plugins.unknown_selected)
     if as_json:
-        _print_json([record.as_json() for record in records])
+        print_json([record.as_json() for record in records])
         return
     if not records:
         typer.echo("No plugins are installed. `sld plugins new NAME` starts one.")
@@ -95,7 +85,7 @@ def check(ctx: typer.Context, as_json: Json = False) -> None:
             "complaints": [asdict(each) for each in complaints],
             "unknown": unknown,
         }
-        _print_json(content)
+        print_json(content)
     else:
         if records:
             _print_records(records)
@@ -173,27 +163,11 @@ def _needed(policy: SafetyPolicy, catalogue: Catalogue) -> Iterator[str]:
             yield _pin(name, version)
     for file in policy.plugins:
         yield f"# and the plugin file {Path(file).name}"
-    extended = catalogue.with_files([Path(file) for file in policy.plugins])
-    for kind, used in _named(policy):
+    extended = catalogue.with_files(policy.plugin_files)
+    for kind, used in named_by(policy):
         provider = extended.entry(kind, used).provider
         if provider.distribution:
             yield _pin(provider.distribution, provider.version)
-
-
-def _named(policy: SafetyPolicy) -> Iterator[tuple[type[Contribution], str]]:
-    """Kind and name of everything that a policy names."""
-    windows = [use.window for use in policy.concepts if use.window is not None]
-    if policy.guidance is not None:
-        yield GuidanceMethod, policy.guidance.method
-        windows.append(policy.guidance.window)
-    yield from ((WindowKind, window.unit) for window in windows if window.unit not in RANGE_UNITS)
-    for concept in policy.concepts:
-        yield from ((ConceptProvider, each.removeprefix("!").partition("/")[0]) for each in concept.use or ())
-    if policy.scheduler is not None:
-        yield SchedulerKind, policy.scheduler.use
-    yield from ((StepHookKind, use.use) for use in policy.step_hooks)
-    yield from ((PromptFilterKind, use.use) for use in policy.prompt_filters)
-    yield from ((PostFilterKind, use.use) for use in policy.filters)
 
 
 def _pin(distribution: str, version: str) -> str:
@@ -220,7 +194,3 @@ def _print_records(records: Sequence[Record]) -> None:
         )
         table.add_row(*(Text(cell) for cell in cells))
     Console().print(table)
-
-
-def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))

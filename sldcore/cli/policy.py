@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sldcore.catalogue import using
+from sldcore.cli.output import Json, print_json
 from sldcore.concepts import UsedConcept, resolve
 from sldcore.errors import PolicyError, listed, nearest
 from sldcore.policy import Preset, SafetyPolicy
 from sldcore.resolution import catalogue_for, check_policies
 
 app = typer.Typer(no_args_is_help=True, help="Show, validate and describe safety policies.")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def find_policy(name_or_path: str) -> SafetyPolicy:
@@ -56,7 +54,7 @@ def show(
             "digest": found.digest,
             "concepts": [_described(each) for each in concepts],
         }
-        _print_json(content)
+        print_json(content)
         return
     typer.echo(found.dump(), nl=False)
     typer.echo(f"# digest: {found.digest}")
@@ -81,7 +79,7 @@ def validate(
         check_policies([policy])
         valid.append({"file": str(file), "name": policy.name, "digest": policy.digest})
     if as_json:
-        _print_json(valid)
+        print_json(valid)
         return
     for each in valid:
         typer.echo(f"{each['file']}: valid, policy '{each['name']}', digest {each['digest']}")
@@ -90,7 +88,7 @@ def validate(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of policy files, for editors."""
-    _print_json(SafetyPolicy.json_schema())
+    print_json(SafetyPolicy.json_schema())
 
 
 def _described(used: UsedConcept) -> dict[str, Any]:
@@ -103,7 +101,3 @@ def _described(used: UsedConcept) -> dict[str, Any]:
         "strength": concept.strength,
         "window": window,
     }
-
-
-def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
