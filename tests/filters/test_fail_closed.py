@@ -78,10 +78,12 @@ KINDS: Final = [
     for name, review in {**SOUND, **FAULTY}.items()
 ]
 ACTIONS: Final = ["flag", "black", "blur", "pixelate", "replace", "drop"]
+# Every attempt is flagged like the first, so that the final action is taken in the end.
+AGAIN: Final = {"do": "regenerate", "attempts": 1, "stronger": False, "add_concept": False, "then": "blur"}
 uses = st.fixed_dictionaries(
     {
         "use": st.sampled_from([*SOUND, *FAULTY]),
-        "on_flag": st.sampled_from(ACTIONS),
+        "on_flag": st.sampled_from([*ACTIONS, AGAIN]),
         "shadow": st.booleans(),
         "on_error": st.sampled_from([None, "block", "allow", "raise"]),
         "timeout": st.just(0.02),
@@ -140,7 +142,7 @@ def test_nothing_that_is_forbidden_or_unreviewed_is_shown(policy: SafetyPolicy, 
         failing = [use for use in seen if use.use in FAULTY]
         assert [failure.source for failure in report.errors] == [use.use for use in failing]
         assert len(report.verdicts) == len(seen) - len(failing)
-        acting = {use.on_flag.do for use in seen if flags(use.use, index == 1) and not use.shadow}
+        acting = {use.on_flag.final.do for use in seen if flags(use.use, index == 1) and not use.shadow}
         image, as_made = result.images[index], plain.images[index]
         if any((use.on_error or policy.on_error) == "block" for use in failing):
             assert report.action == "block" and not np.asarray(image).any()
@@ -148,6 +150,7 @@ def test_nothing_that_is_forbidden_or_unreviewed_is_shown(policy: SafetyPolicy, 
             assert report.action == max(acting, key=ACTIONS_BY_SEVERITY.index)
             assert image is None if report.action == "drop" else not np.array_equal(image, as_made)
         else:
+            assert report.attempts == 1
             assert report.action == ("flag" if acting else "none")
             assert report.unreviewed == bool(failing)
             assert np.array_equal(image, as_made)
