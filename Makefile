@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DETECTORS := $(VENV)/.detectors
 DEMO := out/demo
 
 # Tests are many small operations: more threads would only wait for each other.
@@ -19,7 +20,7 @@ demo: $(STAMP)  ## generate a picture with and without safety guidance into out/
 	$(BIN)/sld generate "a red knight on a meadow" --model playground --policy max --compare \
 		--guidance-scale 4 --out $(DEMO) --overwrite
 
-test: $(STAMP)  ## run the tests
+test: $(DETECTORS)  ## run the tests
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/pytest
 
 lint: $(STAMP)  ## check style and format
@@ -48,7 +49,7 @@ clean:  ## remove the environment and what was generated
 .venv: $(STAMP)
 
 # torch goes first and alone, so that its large download is not repeated when another package cannot be resolved.
-$(STAMP): pyproject.toml constraints.txt requirements-filters.txt requirements-filters-nodeps.txt
+$(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 		echo "cannot make $(VENV): install python3 (3.11 or newer) with venv (Debian: apt install python3-venv)" >&2; \
 		exit 1; }
@@ -56,6 +57,10 @@ $(STAMP): pyproject.toml constraints.txt requirements-filters.txt requirements-f
 		echo "$(VENV) has a Python older than 3.11: make clean, then make PYTHON=python3.11 ..." >&2; exit 1; }
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Detectors that only tests run; one of them is AGPL, so nothing else installs them.
+$(DETECTORS): $(STAMP) requirements-filters.txt requirements-filters-nodeps.txt
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -r requirements-filters.txt
 	$(BIN)/pip install --disable-pip-version-check --no-deps -r requirements-filters-nodeps.txt
 	@touch $@
