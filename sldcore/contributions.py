@@ -27,6 +27,7 @@ from pydantic import BaseModel
 
 from sldcore.documents import Strict
 from sldcore.errors import PluginError
+from sldcore.policy_parts import NAME
 
 if TYPE_CHECKING:
     from sldcore.concepts import ConceptPack
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from sldcore.filters.base import Mark, PostFilter, PromptFilter
     from sldcore.guidance.base import Guidance, StepHook
     from sldcore.types import Step
-
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_+-]*")
 
 
 class NoOptions(Strict):
@@ -62,7 +61,7 @@ class Contribution:
     options: type[BaseModel] = NoOptions
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not re.fullmatch(NAME, self.name):
             raise PluginError(
                 f"{self.name!r} cannot be the name of a {self.kind}; use lower-case letters, digits, '-', '_' and '+'"
             )

@@ -222,7 +222,6 @@ class SafetyEngine:
         while retries := self._retries(request, outcome, attempt):
             chosen = [retry.index for retry in retries]
             samples = [Sample(request.samples[r.index].prompt, r.seed, r.policy) for r in retries]
-            self._chain.prepare(dict.fromkeys(sample.policy for sample in samples))
             part = request.part(chosen, samples)
             try:
                 later = self.denoise(part.samples, part.call())

@@ -65,12 +65,10 @@ def decide(report: Report, findings: Findings, policy: SafetyPolicy) -> Report:
     """
     report = replace(report, verdicts=tuple(findings.verdicts), errors=tuple(findings.failures))
     if report.errors:
-        first = report.errors[0]
-        fate = (
-            "is withheld" if blocking(report.errors, policy) else "is shown unreviewed, as its policy allows"
-        )
+        first, withheld = report.errors[0], blocking(report.errors, policy)
+        fate = "is withheld" if withheld else "is shown unreviewed, as its policy allows"
         logger.warning("picture of seed %s %s: %s: %s", report.seed, fate, first.source, first.error)
-        if blocking(report.errors, policy):
+        if withheld:
             return replace(report, action="block")
     wanted = actions.strictest(action_of(use).final for use, _ in findings.flagged_by)
     return replace(report, action=wanted.do if wanted else "none")

@@ -160,10 +160,13 @@ class GuidedRun:
         # By contribution, not by name: plugin files of two policies may have methods of one name.
         samples: dict[Any, list[GuidedSample]] = defaultdict(list)
         methods: dict[Any, Guidance] = {}
+        seen: dict[SafetyPolicy, GuidedSample] = {}
         for index, policy in enumerate(self._policies):
             resolved = self._resolved[policy]
             if resolved.method is not None and resolved.spec is not None:
-                samples[resolved.kind].append(self._guided_sample(index, policy, resolved.spec))
+                if policy not in seen:  # windows are evaluated once for all samples of a policy
+                    seen[policy] = self._guided_sample(index, policy, resolved.spec)
+                samples[resolved.kind].append(replace(seen[policy], index=index))
                 methods.setdefault(resolved.kind, resolved.method)
         lanes = []
         for kind, members in samples.items():

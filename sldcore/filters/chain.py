@@ -90,11 +90,12 @@ class Chain:
 
     def prompts(self, prompts: Sequence[str], contexts: Sequence[PromptContext]) -> list[Findings]:
         """Findings of the prompt filters, one per prompt."""
-        uses = [prompt_filters_of(context.policy) for context in contexts]
+        named = _by_policy((context.policy for context in contexts), prompt_filters_of)
+        uses = [named[context.policy] for context in contexts]
 
-        def review(named: Named, members: list[int]) -> tuple[Guarded[Any], Callable[[Any], object]]:
+        def review(one: Named, members: list[int]) -> tuple[Guarded[Any], Callable[[Any], object]]:
             own, about = [prompts[index] for index in members], [contexts[index] for index in members]
-            return self._prompt_filters[_key(*named)], lambda made: made.review(own, about)
+            return self._prompt_filters[_key(*one)], lambda made: made.review(own, about)
 
         return _reviewed(uses, [False] * len(prompts), review)
 
@@ -108,15 +109,14 @@ class Chain:
 
         Pictures to ``skip`` are withheld already: nothing is said about them.
         """
-        uses: list[Sequence[Named]] = [
-            [] if gone else filters_of(context.policy) for context, gone in zip(contexts, skip, strict=True)
-        ]
+        named = _by_policy((context.policy for context in contexts), filters_of)
+        uses = [[] if gone else named[context.policy] for context, gone in zip(contexts, skip, strict=True)]
         first = [context.policy.filter_mode == "first_flag" for context in contexts]
 
-        def review(named: Named, members: list[int]) -> tuple[Guarded[Any], Callable[[Any], object]]:
+        def review(one: Named, members: list[int]) -> tuple[Guarded[Any], Callable[[Any], object]]:
             pictures: list[Image.Image] = VaeImageProcessor.numpy_to_pil(pixels[members])
             about = [contexts[index] for index in members]
-            return self._filters[_key(*named)], lambda made: made.review(pictures, about)
+            return self._filters[_key(*one)], lambda made: made.review(pictures, about)
 
         return _reviewed(uses, first, review)
 
@@ -150,9 +150,10 @@ class Chain:
         self, pictures: Sequence[Image.Image], contexts: Sequence[PictureContext]
     ) -> list[Image.Image | Failure]:
         """The pictures with the marks of their policies, or why one could not be marked."""
+        named = _by_policy((context.policy for context in contexts), marks_of)
         done: list[Image.Image | Failure] = list(pictures)
         for index, context in enumerate(contexts):
-            for use, kind in marks_of(context.policy):
+            for use, kind in named[context.policy]:
                 picture = done[index]
                 if not isinstance(picture, Failure):
                     done[index] = _marked(self._marks[_key(use, kind)], picture, context)
@@ -176,6 +177,13 @@ def _marked(guarded: Guarded[Mark], picture: Image.Image, context: PictureContex
         return marked.convert("RGB")
     except Exception as error:
         return _failure(guarded.made, error)
+
+
+def _by_policy(
+    policies: Iterable[SafetyPolicy], named_by: Callable[[SafetyPolicy], Sequence[Any]]
+) -> dict[SafetyPolicy, Sequence[Named]]:
+    """What each policy names, looked up once for all pictures that share it."""
+    return {policy: named_by(policy) for policy in dict.fromkeys(policies)}
 
 
 def _key(use: Use, kind: Contribution) -> Key:
