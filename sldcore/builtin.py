@@ -20,6 +20,7 @@ from sldcore.contributions import (
     SchedulerKind,
     WindowKind,
 )
+from sldcore.families import known, known_images, known_transformers, known_video
 from sldcore.filters import (
     clip_concepts,
     image_classifier,
@@ -38,16 +39,6 @@ from sldcore.schedulers import scheduler_kinds
 
 SLD_API: Final = 1
 PROVIDER: Final = Provider("sldcore", "sldcore", sldcore.__version__)
-
-STABLE_DIFFUSION: Final = (
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInpaintPipeline",
-    "StableDiffusionControlNetPipeline",
-    "StableDiffusionControlNetImg2ImgPipeline",
-    "StableDiffusionControlNetInpaintPipeline",
-)
-
 
 @hookimpl
 def sld_concepts() -> list[ConceptProvider]:
@@ -110,21 +101,8 @@ def sld_marks() -> list[MarkKind]:
 
 @hookimpl
 def sld_families() -> list[FamilyKind]:
-    """Stable Diffusion 1.x and 2.x."""
-
-    def create() -> Any:
-        from sldcore.families.sd import StableDiffusion
-
-        return StableDiffusion()
-
-    return [
-        FamilyKind(
-            name="stable-diffusion",
-            description="Stable Diffusion 1.x and 2.x, ControlNet variants included",
-            pipelines=STABLE_DIFFUSION,
-            create=create,
-        )
-    ]
+    """The kinds of pipelines that diffusers has and guidance can act in."""
+    return [*known.KINDS, *known_images.KINDS, *known_transformers.KINDS, *known_video.KINDS]
 
 
 HOOKS: Final[tuple[Callable[[], list[Any]], ...]] = (

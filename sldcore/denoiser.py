@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from sldcore.errors import GuidanceError, SessionError
-from sldcore.families.base import Family
+from sldcore.families.base import COND, UNCOND, Family
 from sldcore.types import Row
 
 HOOK_NAME: Final = "sldcore"
@@ -31,50 +31,79 @@ Forward = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
+class RowSource:
+    """Where the conditional rows of some concept rows stand in a call: on the host, and as an index on the device.
+
+    A slice if it is all of them in order, which needs no copy.
+    """
+
+    positions: tuple[int, ...]
+    index: Tensor | slice
+
+    def of(self, value: Tensor, group: int = 1) -> Tensor:
+        """The rows of ``value``, each of them ``group`` entries."""
+        grouped = value if group == 1 else value.reshape(-1, group, *value.shape[1:])
+        rows = (
+            grouped[self.index]
+            if isinstance(self.index, slice)
+            else grouped.index_select(0, self.index.to(value.device))
+        )
+        return rows if group == 1 else rows.flatten(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class DenoiserCall:
-    """One call of the denoiser with its 2B rows."""
+    """One call of the denoiser with B rows for each of its ``parts``."""
 
     family: Family
     bound: inspect.BoundArguments
+    parts: tuple[str, ...]
     batch: int
 
     @classmethod
-    def bind(cls, family: Family, signature: inspect.Signature, args: Any, kwargs: Any) -> DenoiserCall:
-        """Name the arguments of a positional or keyword call.
+    def bind(
+        cls, family: Family, signature: inspect.Signature, args: Any, kwargs: Any, parts: tuple[str, ...] = ()
+    ) -> DenoiserCall:
+        """Name the arguments of a positional or keyword call with these parts, [uncond; cond] by default.
 
         Raises:
-            GuidanceError: the call's rows cannot be two halves.
+            GuidanceError: the call's rows cannot be as many parts.
         """
+        parts = parts or (UNCOND, COND)
         bound = signature.bind(*args, **kwargs)
         latents: Tensor = bound.arguments[family.latents_argument]
-        if latents.shape[0] % 2:
+        if latents.shape[0] % len(parts) and not family.is_aside(bound.arguments):
             raise GuidanceError(
-                f"the denoiser was called with {latents.shape[0]} rows, which are not two halves; safety guidance needs "
-                f"classifier-free guidance (guidance_scale > 1) with both halves in one call"
+                f"the denoiser was called with {latents.shape[0]} rows, which are not {len(parts)} equal parts "
+                f"({', '.join(parts)}); safety guidance needs classifier-free guidance with all parts in one call"
             )
-        return cls(family, bound, latents.shape[0] // 2)
+        return cls(family, bound, parts, latents.shape[0] // len(parts))
+
+    @property
+    def rows(self) -> int:
+        """Rows of the call."""
+        return self.batch * len(self.parts)
 
     @property
     def latents(self) -> Tensor:
-        """The latents [2B, ...]."""
+        """The latents [rows, ...]."""
         latents: Tensor = self.bound.arguments[self.family.latents_argument]
         return latents
 
     @property
     def conditional_latents(self) -> Tensor:
-        """The latents of the conditional half, [B, ...]."""
-        one, two = self.latents.chunk(2)
-        return one if self.family.cond_first else two
+        """The latents of the conditional part, [B, ...]."""
+        return self.latents.chunk(len(self.parts))[self.parts.index(COND)]
 
-    def conditional_rows(self, rows: Sequence[Row]) -> Tensor | slice:
-        """Where the conditional row of each row's sample stands in this call; a slice if it is all of them."""
-        first_cond = 0 if self.family.cond_first else self.batch
-        samples = [row.sample for row in rows]
-        if samples == list(range(self.batch)):
-            return slice(first_cond, first_cond + self.batch)
-        return torch.tensor([first_cond + sample for sample in samples], device=self.latents.device)
+    def conditional_rows(self, rows: Sequence[Row]) -> RowSource:
+        """Where the conditional row of each row's sample stands in this call."""
+        first = self.parts.index(COND) * self.batch
+        positions = tuple(first + row.sample for row in rows)
+        if positions == tuple(range(first, first + self.batch)):
+            return RowSource(positions, slice(first, first + self.batch))
+        return RowSource(positions, torch.tensor(positions, device=self.latents.device))
 
-    def with_rows(self, source: Tensor | slice, texts: Mapping[str, Tensor]) -> inspect.BoundArguments:
+    def with_rows(self, source: RowSource, texts: Mapping[str, Tensor]) -> inspect.BoundArguments:
         """The call's arguments with R concept rows appended.
 
         ``source`` is :meth:`conditional_rows` of the rows; ``texts`` the rows' concept texts by argument, [R, ...].
@@ -82,69 +111,123 @@ class DenoiserCall:
         Raises:
             GuidanceError: a text argument cannot be extended by the concept's.
         """
-        arguments = {
-            name: _append_text(name, value, texts[name])
-            if name in texts and value is not None
-            else _append_copies(value, 2 * self.batch, source)
-            for name, value in self.bound.arguments.items()
-        }
-        missing = [name for name in texts if arguments.get(name) is None]
-        if missing:
+        return self._arguments(source, texts, keep=True)
+
+    def only_rows(self, source: RowSource, texts: Mapping[str, Tensor]) -> inspect.BoundArguments:
+        """The arguments of a call with R concept rows and nothing else.
+
+        Raises:
+            GuidanceError: the pipeline calls its denoiser without a text argument.
+        """
+        return self._arguments(source, texts, keep=False)
+
+    def predictions(self, output: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """The prediction of each part [B, ...], and those of concept rows [R, ...], of an output with rows + R rows."""
+        prediction = self.noise(output)
+        own, concepts = prediction.tensor_split((self.rows,))
+        return dict(zip(self.parts, own.chunk(len(self.parts)), strict=True)), concepts
+
+    def noise(self, output: Any) -> Tensor:
+        """The noise prediction of an output; denoisers that predict their variance too give it in further channels."""
+        prediction = prediction_of(output)
+        return prediction.chunk(2, dim=1)[0] if self._predicts_variance(prediction) else prediction
+
+    def cut(self, output: Any) -> Any:
+        """``output`` without its concept rows."""
+        return with_prediction(output, prediction_of(output)[: self.rows], self.rows)
+
+    def join(self, output: Any, parts: Mapping[str, Tensor]) -> Any:
+        """``output`` with its noise prediction replaced by those of the parts, every other tensor cut to the call's rows."""
+        noise = torch.cat([parts[name] for name in self.parts])
+        whole = prediction_of(output)
+        if self._predicts_variance(whole):
+            noise = torch.cat([noise, whole[: self.rows].chunk(2, dim=1)[1]], dim=1)
+        return with_prediction(output, noise, self.rows)
+
+    def _predicts_variance(self, prediction: Tensor) -> bool:
+        return prediction.ndim > 3 and prediction.shape[1] == 2 * self.latents.shape[1]
+
+    def _arguments(
+        self, source: RowSource, texts: Mapping[str, Tensor], *, keep: bool
+    ) -> inspect.BoundArguments:
+        group = self.family.rows_per_sample(self.bound.arguments)
+        extension = _Extension(self.rows, source, texts, group, self.family.listed_arguments, keep)
+        arguments = {name: extension.of(value, name) for name, value in self.bound.arguments.items()}
+        if missing := [name for name in texts if name not in extension.swapped]:
             raise GuidanceError(
                 f"the pipeline calls its denoiser without {missing[0]}, so no concept can be put there"
             )
         return inspect.BoundArguments(self.bound.signature, OrderedDict(arguments))
 
-    def split(self, output: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Unconditional, conditional and concept predictions of an output with 2B + R rows."""
-        prediction = _prediction(output)
-        one, two, rows = prediction.tensor_split((self.batch, 2 * self.batch))
-        return (two, one, rows) if self.family.cond_first else (one, two, rows)
 
-    def cut(self, output: Any) -> Any:
-        """``output`` without its concept rows."""
-        return _with_prediction(output, _prediction(output)[: 2 * self.batch], 2 * self.batch)
+@dataclass(slots=True)
+class _Extension:
+    """Concept rows for every argument of a call with ``rows`` rows: behind its own ones, or (``keep`` false) alone."""
 
-    def join(self, output: Any, uncond: Tensor, cond: Tensor) -> Any:
-        """``output`` with its prediction replaced by the two halves, and every other tensor cut to 2B rows."""
-        halves = torch.cat([cond, uncond] if self.family.cond_first else [uncond, cond])
-        return _with_prediction(output, halves, 2 * self.batch)
+    rows: int
+    source: RowSource
+    texts: Mapping[str, Tensor]
+    group: int
+    listed: tuple[str, ...]
+    keep: bool
+    swapped: set[str] = field(default_factory=set)
+
+    def of(self, value: Any, path: str) -> Any:
+        """An argument, or a part of one, with concept rows; what is not batch-shaped stays as it is."""
+        if path in self.texts and isinstance(value, Tensor):
+            self.swapped.add(path)
+            return self._text(value, path)
+        if path in self.listed and isinstance(value, list | tuple) and len(value) == self.rows:
+            return [*(value if self.keep else ()), *(value[position] for position in self.source.positions)]
+        if isinstance(value, Tensor):
+            return self._copies(value)
+        if isinstance(value, Mapping):
+            return {key: self.of(item, f"{path}.{key}") for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            items = [self.of(item, path) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return value
+
+    def _copies(self, value: Tensor) -> Tensor:
+        for group in dict.fromkeys((1, self.group)):
+            if value.ndim and value.shape[0] == self.rows * group:
+                copies = self.source.of(value, group)
+                return torch.cat([value, copies]) if self.keep else copies
+        return value
+
+    def _text(self, value: Tensor, path: str) -> Tensor:
+        concept = self.texts[path].to(device=value.device, dtype=value.dtype)
+        if self.group > 1 and value.shape[0] == self.rows * self.group:
+            concept = concept.repeat_interleave(self.group, dim=0)
+        return torch.cat([value, _fitted(path, concept, value)]) if self.keep else concept
 
 
-def _append_copies(value: Any, rows: int, source: Tensor | slice) -> Any:
-    """Extend every tensor with ``rows`` rows in a nested argument by the rows named by ``source``."""
-    if isinstance(value, Tensor):
-        if value.ndim == 0 or value.shape[0] != rows:
-            return value
-        extra = value[source] if isinstance(source, slice) else value.index_select(0, source.to(value.device))
-        return torch.cat([value, extra])
-    if isinstance(value, Mapping):
-        return {key: _append_copies(item, rows, source) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [_append_copies(item, rows, source) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
-
-
-def _append_text(name: str, value: Tensor, concept: Tensor) -> Tensor:
-    """Append concept rows to a text argument [2B, L, ...].
+def _fitted(name: str, concept: Tensor, value: Tensor) -> Tensor:
+    """A concept's text [R, L, ...] at the length that the call's has.
 
     Prompts longer than the encoder's window arrive as several windows in a row; a concept's states are repeated to the
     same length then, which leaves attention over them exactly as it is.
+
+    Raises:
+        GuidanceError: the call's length is no multiple.
     """
-    concept = concept.to(device=value.device, dtype=value.dtype)
-    if concept.ndim >= 2 and value.shape[1] != concept.shape[1]:
-        times, rest = divmod(value.shape[1], concept.shape[1])
-        if rest:
-            raise GuidanceError(
-                f"{name} has {value.shape[1]} tokens and the concept {concept.shape[1]}; prompt embeddings must be a whole "
-                f"number of the text encoder's windows long"
-            )
-        concept = concept.repeat(1, times, *(1,) * (concept.ndim - 2))
-    return torch.cat([value, concept])
+    if concept.ndim < 2 or value.shape[1] == concept.shape[1]:
+        return concept
+    times, rest = divmod(value.shape[1], concept.shape[1])
+    if rest:
+        raise GuidanceError(
+            f"{name} has {value.shape[1]} tokens and the concept {concept.shape[1]}; prompt embeddings must be a whole "
+            f"number of the text encoder's windows long"
+        )
+    return concept.repeat(1, times, *(1,) * (concept.ndim - 2))
 
 
-def _prediction(output: Any) -> Tensor:
+def prediction_of(output: Any) -> Tensor:
+    """The prediction in what a denoiser returns.
+
+    Raises:
+        GuidanceError: there is none.
+    """
     first = next(iter(output.values())) if isinstance(output, BaseOutput) else output
     first = first[0] if isinstance(first, tuple | list) else first
     if not isinstance(first, Tensor):
@@ -152,7 +235,9 @@ def _prediction(output: Any) -> Tensor:
     return first
 
 
-def _with_prediction(output: Any, prediction: Tensor, rows: int) -> Any:
+def with_prediction(output: Any, prediction: Tensor, rows: int) -> Any:
+    """``output`` with another prediction, every other tensor cut to ``rows`` rows."""
+
     def cut(value: Any) -> Any:
         return value[:rows] if isinstance(value, Tensor) and value.ndim and value.shape[0] > rows else value
 

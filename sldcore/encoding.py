@@ -60,12 +60,12 @@ class UsedRow:
 class RunConcepts:
     """The concept rows of a run and what each policy uses of them.
 
-    ``arguments`` are the denoiser's text arguments, [K, ...] each, in the order of ``rows``.
+    ``arguments`` are the denoiser's text arguments for each of ``rows``, [1, ...] each; they need not be of one length.
     """
 
     rows: tuple[ConceptRow, ...]
     used: Mapping[SafetyPolicy, tuple[UsedRow, ...]]
-    arguments: Mapping[str, Tensor]
+    arguments: tuple[Mapping[str, Tensor], ...]
 
     def texts_of(self, policy: SafetyPolicy) -> dict[str, tuple[str, ...]]:
         """Concept id to the texts that stand for it in ``policy``."""
@@ -77,16 +77,14 @@ class RunConcepts:
         return texts
 
     def for_rows(self, rows: Sequence[Row], device: torch.device) -> dict[str, Tensor]:
-        """The text arguments of some rows, [R, ...] each."""
-        chosen = [row.concept for row in rows]
-        if len(set(chosen)) == 1:
-            only = chosen[0]
+        """The text arguments of some rows, [R, ...] each, on ``device``."""
+        chosen = [self.arguments[row.concept] for row in rows]
+        if len({row.concept for row in rows}) == 1:
             return {
-                name: value[only : only + 1].expand(len(chosen), *value.shape[1:])
-                for name, value in self.arguments.items()
+                name: value.to(device).expand(len(rows), *value.shape[1:])
+                for name, value in chosen[0].items()
             }
-        index = torch.tensor(chosen, device=device)
-        return {name: value.to(device).index_select(0, index) for name, value in self.arguments.items()}
+        return {name: torch.cat([each[name].to(device) for each in chosen]) for name in chosen[0]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ class ConceptEncoder:
         self._pipe = pipe
         self._family = family
         self._state: tuple[Any, ...] | None = None
-        self._parts: dict[Concept, tuple[str, ...]] = {}
+        self._parts: dict[tuple[Concept, int], tuple[str, ...]] = {}
         self._encoded: dict[tuple[_Source, TextOptions], Mapping[str, Tensor]] = {}
 
     def prepare(self, policies: Sequence[SafetyPolicy], options: TextOptions) -> RunConcepts:
@@ -125,7 +123,7 @@ class ConceptEncoder:
                 resolved = resolve(policy.concepts)
             for use in resolved:
                 concept = use.concept
-                sources = self._sources(concept)
+                sources = self._sources(concept, options)
                 for number, source in enumerate(sources, 1):
                     name = concept.id if len(sources) == 1 else f"{concept.id}#{number}"
                     row = ConceptRow(name, concept.id, source.text, source.prefix, source.embedding)
@@ -144,18 +142,19 @@ class ConceptEncoder:
             self._encoded.clear()
             self._state = state
 
-    def _sources(self, concept: Concept) -> tuple[_Source, ...]:
+    def _sources(self, concept: Concept, options: TextOptions) -> tuple[_Source, ...]:
         if concept.embedding is not None:
             return (_Source(concept.text, concept.prefix, concept.embedding),)
-        if concept not in self._parts:
+        window = self._family.window(self._pipe, options)
+        if (concept, window) not in self._parts:
 
             def count(text: str) -> int:
-                return self._family.count_tokens(self._pipe, text)
+                return self._family.count_tokens(self._pipe, text, options)
 
-            self._parts[concept] = split_to_window(concept, count, self._family.window(self._pipe))
-        return tuple(_Source(text) for text in self._parts[concept])
+            self._parts[concept, window] = split_to_window(concept, count, window)
+        return tuple(_Source(text) for text in self._parts[concept, window])
 
-    def _encode(self, sources: Sequence[_Source], options: TextOptions) -> Mapping[str, Tensor]:
+    def _encode(self, sources: Sequence[_Source], options: TextOptions) -> tuple[Mapping[str, Tensor], ...]:
         for source in sources:
             if (source, options) not in self._encoded:
                 encoded = self._encode_one(source, options)
@@ -164,14 +163,13 @@ class ConceptEncoder:
                         f"the text encoder gives NaN or Inf for the concept text {source.text!r}; check its weights"
                     )
                 self._encoded[source, options] = encoded
-        parts = [self._encoded[source, options] for source in sources]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+        return tuple(self._encoded[source, options] for source in sources)
 
     def _encode_one(self, source: _Source, options: TextOptions) -> Mapping[str, Tensor]:
         """The text arguments of one row, [1, ...] each."""
         embedding, family = source.embedding, self._family
         if embedding is None:
-            return family.encode(self._pipe, [source.text], options)
+            return family.encode(self._pipe, [source.text], options)[0]
         if embedding.family != family.name:
             raise ConceptError(
                 f"the embedding {embedding.path.name} is made for family '{embedding.family}', and this pipeline is of "
@@ -179,7 +177,7 @@ class ConceptEncoder:
             )
         tensors = read_embedding(embedding)
         if embedding.kind == "hidden-states":
-            return _fitted(embedding, tensors, family.encode(self._pipe, [""], options))
+            return _fitted(embedding, tensors, family.encode(self._pipe, [""], options)[0])
         if not isinstance(family, EncodesTokens):
             raise ConceptError(
                 f"the embedding {embedding.path.name} holds tokens, which family '{family.name}' cannot encode; export it "
@@ -227,7 +225,8 @@ def text_vectors(family: Family, pipe: Any, texts: Sequence[str]) -> NDArray[np.
     if isinstance(family, EncodesVectors):
         vectors = family.text_vectors(pipe, texts)
     else:
-        states = next(iter(family.encode(pipe, texts, TextOptions()).values()))
-        vectors = states.mean(1) if states.ndim > 2 else states  # [N, L, D] to [N, D]
+        encoded = family.encode(pipe, texts, TextOptions())
+        states = [next(iter(each.values())) for each in encoded]  # [1, L, D] or [1, D]
+        vectors = torch.cat([each.mean(1) if each.ndim > 2 else each for each in states])
     normal = torch.nn.functional.normalize(vectors.float(), dim=1).cpu().numpy()
     return np.asarray(normal, dtype=np.float32)

@@ -20,7 +20,6 @@ from sldcore.catalogue import current, using
 from sldcore.encoding import ConceptEncoder, text_vectors
 from sldcore.errors import ConfigurationError, GuidanceError, SafetyFailure
 from sldcore.families import family_of
-from sldcore.families.base import TextOptions, picture_size
 from sldcore.filters.base import PictureContext, PromptContext
 from sldcore.filters.chain import Chain, Findings
 from sldcore.filters.pipeline_checker import CheckerReview, reviewing
@@ -146,7 +145,7 @@ class SafetyEngine:
         with using(self._catalogue):
             self._chain.prepare(dict.fromkeys(policies))
             session = Session(self.pipe, self._family, self._encoder, policies, self._hooks, strict=False)
-            concepts = session.concepts(_text_options(arguments))
+            concepts = session.concepts(self._family.options_of_call(self.pipe, arguments))
             with session.active(), reviewing(self.pipe) as checker:
                 output = self._call(**{**arguments, "output_type": "np", "return_dict": True})
             pixels = np.asarray(output.images, dtype=np.float32)
@@ -262,7 +261,7 @@ class SafetyEngine:
         asked = dict.fromkeys((sample.prompt, sample.policy) for sample in request.samples)
         if not any(policy.prompt_filters for _, policy in asked):
             return [Findings() for _ in request.samples]
-        options = _text_options(request.arguments)
+        options = self._family.options_of_call(self.pipe, request.arguments)
         concepts = self._encoder.prepare([policy for _, policy in asked], options)
 
         def encode(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -277,7 +276,7 @@ class SafetyEngine:
 
     def _without(self, request: Request, findings: Sequence[Findings]) -> Outcome:
         """Pictures that are not made: black, of the size that they would have had."""
-        height, width = picture_size(self._family.denoiser(self.pipe), self.pipe, request.arguments)
+        height, width = self._family.picture_size(self.pipe, request.arguments)
         made = []
         for sample, found in zip(request.samples, findings, strict=True):
             context = PictureContext(sample.prompt, sample.seed, sample.policy)
@@ -297,7 +296,7 @@ class SafetyEngine:
             )
 
     def _provenance(self, outcome: Outcome, request: Request) -> dict[str, Any]:
-        denoiser = self._family.denoiser(self.pipe)
+        denoiser = self._family.denoisers(self.pipe)[0]
         arguments = {**request.arguments, "num_images_per_prompt": request.num_images}
         policies = dict.fromkeys(
             [*(sample.policy for sample in request.samples), *(each.context.policy for each in outcome.made)]
@@ -390,11 +389,6 @@ def _read_only(array: NDArray[np.float32]) -> NDArray[np.float32]:
     copy = array.copy()
     copy.setflags(write=False)
     return copy
-
-
-def _text_options(arguments: Mapping[str, Any]) -> TextOptions:
-    lora_scale = (arguments.get("cross_attention_kwargs") or {}).get("scale")
-    return TextOptions(arguments.get("clip_skip"), lora_scale)
 
 
 def _trace(session: Session, samples: Sequence[Sample]) -> Trace:

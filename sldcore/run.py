@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sldcore.catalogue import using
-from sldcore.denoiser import DenoiserCall, Forward
 from sldcore.encoding import RunConcepts, UsedRow
 from sldcore.errors import ConfigurationError, GuidanceError, SafetyFailure
 from sldcore.guidance.base import Guidance, GuidanceRun, GuidedSample, StepHook
@@ -19,7 +18,7 @@ from sldcore.guidance.windows import acting_steps
 from sldcore.hook_lanes import HookLane, check_like, require_untouched, versions
 from sldcore.policy import GuidanceSpec, SafetyPolicy
 from sldcore.resolution import HookMaker, Resolved, catalogue_for
-from sldcore.tracing import Tracer
+from sldcore.tracing import Tracer, mean_over_channels
 from sldcore.types import Failure, Guided, Predictions, Row, Schedule, Step, Trace
 
 CAUGHT: Final = (Exception, SystemExit)
@@ -42,8 +41,19 @@ class Lane:
         return tuple(member.index for member in self.members)
 
 
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step: the concept rows that it needs, and who needs them."""
+
+    step: Step
+    rows: tuple[Row, ...]
+    lanes: tuple[tuple[Lane, tuple[Row, ...]], ...]
+
+
 class GuidedRun:
-    """State of one run over B samples.
+    """State of one run over B samples, whoever evaluates the rows of its steps.
+
+    At every step :meth:`begin` says which concept rows are needed, and :meth:`finish` combines the predictions.
 
     With ``strict`` (inside :func:`sldcore.guard`) the first failure raises, because nothing downstream could withhold a
     picture. Otherwise the samples concerned are marked in ``failures``, the others go on.
@@ -58,6 +68,8 @@ class GuidedRun:
         step_hooks: Sequence[StepHook],
         strict: bool,
         device: torch.device,
+        spatial: Callable[[Tensor], Tensor] = mean_over_channels,
+        parts: int = 2,
     ) -> None:
         self.schedule = schedule
         self.failures: dict[int, list[Failure]] = defaultdict(list)
@@ -66,9 +78,9 @@ class GuidedRun:
         self._resolved = resolved
         self._concepts = concepts
         self._strict = strict
-        self._tracer = Tracer([row.id for row in concepts.rows], len(policies), schedule)
+        self._parts = parts
+        self._tracer = Tracer([row.id for row in concepts.rows], len(policies), schedule, spatial, parts)
         self._concept_rows = [0] * len(policies)
-        self._inputs: dict[tuple[Row, ...], tuple[Tensor | slice, dict[str, Tensor]]] = {}
         self._spoilt: list[tuple[StepHook, int, Tensor]] = []  # [B] each, on the device until the run is over
         self._applied: set[int] = set()
         self._hooks = self._start_hooks(step_hooks, device)
@@ -90,33 +102,43 @@ class GuidedRun:
         return self._tracer.trace
 
     def rows_of(self, sample: int) -> int:
-        """Denoiser rows evaluated for one sample so far: two per call, and its concept rows."""
-        return 2 * self.calls + self._concept_rows[sample]
+        """Denoiser rows evaluated for one sample so far: one per part of each step, and its concept rows."""
+        return self._parts * self.calls + self._concept_rows[sample]
 
-    def call(self, forward: Forward, call: DenoiserCall) -> Any:
-        """One denoiser call: extend, evaluate, combine, hand back [u; c']."""
+    @property
+    def batch(self) -> int:
+        """Samples of the run."""
+        return len(self._policies)
+
+    def begin(self) -> StepPlan:
+        """The next step and the concept rows that have to be evaluated for it.
+
+        Raises:
+            GuidanceError: there are more steps than the schedule has.
+        """
         step = self._next_step()
-        lanes = [(lane, rows) for lane in self._lanes if (rows := self._rows_of(lane, step))]
+        lanes = tuple((lane, rows) for lane in self._lanes if (rows := self._rows_of(lane, step)))
         rows = tuple(row for _, lane_rows in lanes for row in lane_rows)
-        bound = call.with_rows(*self._inputs_of(rows, call)) if rows else call.bound
         for row in rows:
             self._concept_rows[row.sample] += 1
-        output = forward(*bound.args, **bound.kwargs)
-        if not rows and not self._hooks:
-            return output
-        uncond, cond, concepts = call.split(output)
-        predictions = self._before(step, Predictions(uncond, cond, concepts, rows, call.conditional_latents))
+        return StepPlan(step, rows, lanes)
+
+    def changes(self, plan: StepPlan) -> bool:
+        """Whether :meth:`finish` can change a prediction; if not, there is no need to call it."""
+        return bool(plan.rows or self._hooks)
+
+    def finish(self, plan: StepPlan, given: Predictions) -> tuple[Tensor, Tensor]:
+        """The unconditional and the safe conditional prediction; the given tensors themselves where nothing acts."""
+        predictions = self._before(plan.step, given)
         guided, position = predictions.cond, 0
-        for lane, lane_rows in lanes:
+        for lane, lane_rows in plan.lanes:
             own = predictions.concepts[position : position + len(lane_rows)]
             position += len(lane_rows)
             guided = self._combine(
-                lane, step, replace(predictions, cond=guided, concepts=own, rows=lane_rows)
+                lane, plan.step, replace(predictions, cond=guided, concepts=own, rows=lane_rows)
             )
-        guided = self._after(step, predictions, guided)
-        if guided is cond and predictions.uncond is uncond:
-            return call.cut(output) if rows else output
-        return call.join(output, predictions.uncond, guided)
+        guided = self._after(plan.step, predictions, guided)
+        return predictions.uncond, guided
 
     def nonfinite(self) -> dict[int, Failure]:
         """Samples whose predictions or safety terms were NaN or Inf at some step, the first such step each."""
@@ -231,15 +253,6 @@ class GuidedRun:
         except CAUGHT as error:
             self._fail_lane(lane, error, step)
             return ()
-
-    def _inputs_of(
-        self, rows: tuple[Row, ...], call: DenoiserCall
-    ) -> tuple[Tensor | slice, dict[str, Tensor]]:
-        """What the rows copy and which texts they get; made once per set of rows, so that no step waits for the host."""
-        if rows not in self._inputs:
-            texts = self._concepts.for_rows(rows, call.latents.device)
-            self._inputs[rows] = call.conditional_rows(rows), texts
-        return self._inputs[rows]
 
     def _combine(self, lane: Lane, step: Step, predictions: Predictions) -> Tensor:
         before = versions(predictions)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
+
+from diffusers.hooks import HookRegistry
+from torch import nn
 
 from sldcore.catalogue import current, using
 from sldcore.denoiser import DenoiserCall, Forward, forward_signature, install, installing, remove
 from sldcore.encoding import ConceptEncoder, RunConcepts
 from sldcore.errors import GuidanceError, SafetyFailure
 from sldcore.families import family_of
-from sldcore.families.base import Family, TextOptions
+from sldcore.families.base import NO_OPTIONS, Family, TextOptions
 from sldcore.guidance.base import StepHook
 from sldcore.policy import SafetyPolicy
 from sldcore.resolution import check_policies, resolve_policy, scheduler_of
 from sldcore.run import GuidedRun
+from sldcore.stepping import Apart, Stepper, Together
 from sldcore.types import Trace
 
 Policies = Sequence[SafetyPolicy]
@@ -49,7 +54,9 @@ class Session:
         self._hooks = tuple(step_hooks)
         self._strict = strict
         self._concepts: dict[TextOptions, RunConcepts] = {}
+        self._encoded: Mapping[str, Any] = {}  # arguments of the call's own encode_prompt
         self._run: GuidedRun | None = None
+        self._stepper: Stepper | None = None
         self._timesteps: Any = None
         self._live = self._inside = self._used = False
 
@@ -57,6 +64,11 @@ class Session:
     def run(self) -> GuidedRun | None:
         """The run of the latest pipeline call; None before the first denoiser call."""
         return self._run
+
+    @property
+    def waiting(self) -> bool:
+        """True if the latest step lacks a denoiser call, so that it was not guided."""
+        return self._stepper is not None and self._stepper.waiting
 
     @property
     def trace(self) -> Trace:
@@ -86,34 +98,35 @@ class Session:
         Model offloading takes all hooks off and puts its own on again at the end of each pipeline call; ours is moved
         out of the way before that and put back after it, so that the next call is guarded too.
         """
-        module = self._family.denoiser(self._pipe)
-        signature = forward_signature(module)
-        free_hooks = self._pipe.maybe_free_model_hooks
+        modules = self._family.denoisers(self._pipe)
+        calls = [partial(self._intercepted, module, forward_signature(module)) for module in modules]
+        registries: list[HookRegistry] = []
+        free_hooks, encode_prompt = (
+            self._pipe.maybe_free_model_hooks,
+            getattr(self._pipe, "encode_prompt", None),
+        )
 
-        def intercept(forward: Forward, args: Any, kwargs: Any) -> Any:
-            # Offloading that is switched on under our hook brings an old copy of it back, later or below the new one.
-            if self._inside or not self._live:
-                return forward(*args, **kwargs)
-            self._inside = True
-            try:
-                return self._intercept(signature, forward, args, kwargs)
-            finally:
-                self._inside = False
+        def put_on() -> None:
+            for module, call in zip(modules, calls, strict=True):
+                registries.append(install(module, call))
 
-        registry = install(module, intercept)
+        def take_off() -> None:
+            while registries:
+                remove(registries.pop())
 
         def free_hooks_around_ours() -> None:
-            nonlocal registry
             with installing:
-                remove(registry)
+                take_off()
                 try:
                     free_hooks()
                 finally:
-                    registry = install(module, intercept)
+                    put_on()
             self._require_use()
 
         own = self._pipe.scheduler
         try:
+            with installing:
+                put_on()
             self._live = True
             with using(self._catalogue):
                 chosen = scheduler_of(self._policies, own.config)
@@ -121,33 +134,73 @@ class Session:
                 self._pipe.scheduler = chosen
                 self.scheduler = type(chosen).__name__
             self._pipe.maybe_free_model_hooks = free_hooks_around_ours
+            if encode_prompt is not None:
+                self._pipe.encode_prompt = self._listening(encode_prompt)
             yield self
         finally:
             self._live = False
-            vars(self._pipe).pop("maybe_free_model_hooks", None)
+            for name in ("maybe_free_model_hooks", "encode_prompt"):
+                vars(self._pipe).pop(name, None)
             self._pipe.scheduler = own
-            remove(registry)
+            take_off()
+
+    def _listening(self, encode_prompt: Callable[..., Any]) -> Callable[..., Any]:
+        """``encode_prompt``, noting what it is called with: concepts are encoded in the same way."""
+        names = inspect.signature(encode_prompt)
+
+        def listen(*args: Any, **kwargs: Any) -> Any:
+            self._encoded = names.bind(*args, **kwargs).arguments
+            return encode_prompt(*args, **kwargs)
+
+        return listen
+
+    def _intercepted(
+        self, module: nn.Module, signature: inspect.Signature, forward: Forward, args: Any, kwargs: Any
+    ) -> Any:
+        # Offloading that is switched on under our hook brings an old copy of it back, later or below the new one.
+        if self._inside or not self._live:
+            return forward(*args, **kwargs)
+        self._inside = True
+        try:
+            return self._intercept(module, signature, forward, args, kwargs)
+        finally:
+            self._inside = False
 
     def _require_use(self) -> None:
         """At the end of a pipeline call whose picture the session cannot withhold: was it guarded at all?"""
         used, self._used = self._used, False
+        self._encoded = {}
+        if self._strict and self.waiting:
+            raise SafetyFailure(
+                "the denoiser was called once at the last step and not again, so nothing guided the picture: "
+                f"{self._advice}"
+            )
         if self._strict and not used and any(policy.guides for policy in self._policies):
             raise SafetyFailure(
                 "the pipeline never called the denoiser that is under guard, so its picture would be unguided; do not "
                 "replace the pipeline's denoiser inside guard()"
             )
 
-    def _intercept(self, signature: inspect.Signature, forward: Forward, args: Any, kwargs: Any) -> Any:
+    @property
+    def _advice(self) -> str:
+        negative = " and a negative_prompt (an empty one will do)" if self._family.needs_negative_prompt else ""
+        return f"use {self._family.guidance_argument} > 1{negative}, or the policy 'off' without step hooks"
+
+    def _intercept(
+        self, module: nn.Module, signature: inspect.Signature, forward: Forward, args: Any, kwargs: Any
+    ) -> Any:
         self._used = True
-        if not self._family.is_guiding(self._pipe):
+        parts = self._family.parts(self._pipe, self._encoded)
+        if not parts:
             self._refuse_to_do_nothing()
             return forward(*args, **kwargs)
-        call = DenoiserCall.bind(self._family, signature, args, kwargs)
-        run = self._run_of(call)
-        output = run.call(forward, call)
+        own = (self._part(parts),) if self._family.apart else parts
+        call = DenoiserCall.bind(self._family, signature, args, kwargs, own)
+        run, stepper = self._run_of(call, parts)
+        output = stepper.call(module, forward, call)
         if run.hopeless:
             self._pipe._interrupt = True
-        if self._strict and run.finished:
+        if self._strict and run.finished and not stepper.waiting:
             for failure in [*run.nonfinite().values(), *run.idle().values()]:
                 raise SafetyFailure(
                     f"{failure.source} {failure.version}: {failure.error}; the picture cannot be trusted"
@@ -159,26 +212,52 @@ class Session:
         if acting or self._hooks:
             raise GuidanceError(
                 f"policy '{acting[0] if acting else 'off'}' cannot act: the pipeline was called without classifier-free "
-                f"guidance, so there is no unconditional prediction. Use guidance_scale > 1, or the policy 'off' "
-                f"without step hooks"
+                f"guidance, so there is no unconditional prediction; {self._advice}"
             )
 
-    def _run_of(self, call: DenoiserCall) -> GuidedRun:
+    def _run_of(self, call: DenoiserCall, parts: tuple[str, ...]) -> tuple[GuidedRun, Stepper]:
         """The current run, or a new one if the pipeline has set new timesteps since."""
         timesteps = self._pipe.scheduler.timesteps
-        if self._run is None or timesteps is not self._timesteps:
+        if self._run is None or self._stepper is None or timesteps is not self._timesteps:
             self._timesteps = timesteps
+            concepts = self.concepts(self._family.text_options(self._pipe, self._encoded))
+            arguments = dict(call.bound.arguments)
             with using(self._catalogue):
                 self._run = GuidedRun(
                     self._family.schedule(self._pipe),
                     self._per_sample(call.batch),
                     self._resolved,
-                    self.concepts(self._family.text_options(self._pipe)),
+                    concepts,
                     self._hooks,
                     self._strict,
                     call.latents.device,
+                    lambda strength: self._family.spatial_map(strength, arguments),
+                    len(parts),
                 )
-        return self._run
+            if self._family.apart:
+                self._stepper = Apart(self._run, concepts, self._pipe, self._family, parts, self._position)
+            else:
+                self._stepper = Together(self._run, concepts, self._pipe, self._family)
+        return self._run, self._stepper
+
+    def _part(self, order: tuple[str, ...]) -> str:
+        """Which part a call is, of a denoiser that is called once for each."""
+        known = isinstance(self._stepper, Apart) and self._pipe.scheduler.timesteps is self._timesteps
+        return self._stepper.next_part if known and isinstance(self._stepper, Apart) else order[0]
+
+    def _position(self) -> Any:
+        """Where the scheduler is; it moves on between the steps and not between the calls of one.
+
+        Raises:
+            GuidanceError: it does not tell.
+        """
+        scheduler = self._pipe.scheduler
+        if not hasattr(scheduler, "step_index"):
+            raise GuidanceError(
+                f"{type(scheduler).__name__} does not tell its step, so the two denoiser calls of a step cannot be told from "
+                f"those of two steps; use FlowMatchEulerDiscreteScheduler, or another scheduler with a step_index"
+            )
+        return scheduler.step_index
 
     def _per_sample(self, batch: int) -> Policies:
         if len(self._policies) == 1:
@@ -230,6 +309,6 @@ def guard(
         )
     family = family_of(pipe)
     session = Session(pipe, family, ConceptEncoder(pipe, family), policies, step_hooks, strict=True)
-    session.concepts(TextOptions())
+    session.concepts(NO_OPTIONS)
     with session.active():
         yield session

@@ -6,7 +6,7 @@ is asked for, after the loop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,10 +18,28 @@ from torch import Tensor
 from sldcore.types import Guided, Predictions, Row, Schedule, Step, Trace
 
 
-class Tracer:
-    """Collects one run's trace of B samples and K concepts."""
+def mean_over_channels(strength: Tensor) -> Tensor:
+    """Strengths [R, C, H, W] as maps [R, H, W]."""
+    return strength.mean(1)
 
-    def __init__(self, concepts: Sequence[str], batch: int, schedule: Schedule) -> None:
+
+class Tracer:
+    """Collects one run's trace of B samples and K concepts.
+
+    ``spatial`` makes maps [R, H, W] of strengths in the latents' layout; ``parts`` are the rows that a sample has at each step
+    without guidance.
+    """
+
+    def __init__(
+        self,
+        concepts: Sequence[str],
+        batch: int,
+        schedule: Schedule,
+        spatial: Callable[[Tensor], Tensor] = mean_over_channels,
+        parts: int = 2,
+    ) -> None:
+        self._spatial = spatial
+        self._parts = parts
         self._concepts = tuple(concepts)
         self._batch = batch
         self._schedule = schedule
@@ -80,7 +98,7 @@ class Tracer:
         kept = [position for position, sample in enumerate(samples) if sample in applied]
         if len(kept) < len(samples):
             terms = terms.index_select(0, self._index(kept, terms.device))
-        strength = terms.abs().mean(1)  # [R, H, W]
+        strength = self._spatial(terms.abs())  # [R, H, W]
         if self._heat is None:
             self._heat = strength.new_zeros((self._batch, *strength.shape[1:]))
         acting = [samples[position] for position in kept]
@@ -114,7 +132,7 @@ class Tracer:
             norm=norm,
             relevance=relevance,
             heat=nowhere if self._heat is None else self._heat.cpu().numpy(),
-            plain_rows=2 * self._batch * len(self._schedule),
+            plain_rows=self._parts * self._batch * len(self._schedule),
         )
         return trace, broken
 

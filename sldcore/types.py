@@ -212,7 +212,8 @@ class Report:
     attempts: int = 1
     errors: tuple[Failure, ...] = ()
     rows: int = 0
-    """Denoiser rows evaluated for this picture, all attempts: two per call, and one per concept row."""
+    """Denoiser rows evaluated for this picture, all attempts: one per part of each step (two, or three with perturbed
+    attention), and one per concept row."""
     earlier: tuple[Attempt, ...] = ()
     marks: tuple[str, ...] = ()
 
@@ -252,7 +253,8 @@ class Trace:
     relevance: NDArray[np.float32]
     heat: NDArray[np.float32]
     plain_rows: int
-    """Denoiser rows that the pipeline would have evaluated without guidance: two per sample and call."""
+    """Denoiser rows that the pipeline would have evaluated without guidance: two per sample and step, three with perturbed
+    attention."""
 
     @property
     def rows(self) -> int:

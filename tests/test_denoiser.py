@@ -23,7 +23,7 @@ ROWS = (Row(2, 0), Row(0, 1))
 class CondFirst(StableDiffusion):
     """As AuraFlow and Stable Cascade call their denoisers."""
 
-    cond_first = True
+    order = ("cond", "uncond")
 
 
 class Residuals(NamedTuple):
@@ -65,7 +65,8 @@ def texts(rows: Sequence[Row] = ROWS, tokens: int = 5) -> dict[str, Tensor]:
 
 
 def bound(*args: Any, family: Any = None, **kwargs: Any) -> DenoiserCall:
-    return DenoiserCall.bind(family or StableDiffusion(), SIGNATURE, args, kwargs)
+    family = family or StableDiffusion()
+    return DenoiserCall.bind(family, SIGNATURE, args, kwargs, family.order)
 
 
 def plain(family: Any = None, batch: int = BATCH, **kwargs: Any) -> DenoiserCall:
@@ -106,8 +107,8 @@ def test_the_conditional_half_comes_first_if_the_family_says_so() -> None:
 def test_one_row_for_every_sample_in_order_copies_the_conditional_half(family: Any) -> None:
     everyone = tuple(Row(sample, 0) for sample in range(BATCH))
     call = plain(family=family)
-    half = [0, 1, 2] if family.cond_first else [3, 4, 5]
-    assert isinstance(call.conditional_rows(everyone), slice)
+    half = [0, 1, 2] if family.order[0] == "cond" else [3, 4, 5]
+    assert isinstance(call.conditional_rows(everyone).index, slice)
     assert row_values(extended(call, everyone)["sample"]) == [0, 1, 2, 3, 4, 5, *half]
 
 
@@ -181,7 +182,7 @@ def test_the_concepts_text_takes_the_type_of_the_prompts() -> None:
 
 
 def test_a_call_with_an_odd_number_of_rows_is_refused() -> None:
-    with pytest.raises(GuidanceError, match=r"5 rows, which are not two halves.*guidance_scale > 1"):
+    with pytest.raises(GuidanceError, match=r"5 rows, which are not 2 equal parts.*classifier-free guidance"):
         plain(sample=numbered()[:5])
 
 
@@ -260,19 +261,23 @@ def first(output: Any) -> Tensor:
     return tensor
 
 
+def split(call: DenoiserCall, output: Any) -> list[list[float]]:
+    """Unconditional, conditional and concept rows of an output."""
+    parts, concepts = call.predictions(output)
+    return [row_values(parts["uncond"]), row_values(parts["cond"]), row_values(concepts)]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_output_is_split_into_its_three_parts(form: str) -> None:
-    parts = plain().split(outputs(numbered(BATCH + 1))[form])
-    assert [row_values(part) for part in parts] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert split(plain(), outputs(numbered(BATCH + 1))[form]) == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
 def test_an_output_with_the_conditional_half_first_is_split_the_other_way_round() -> None:
-    parts = plain(family=CondFirst()).split(numbered(BATCH + 1))
-    assert [row_values(part) for part in parts] == [[3, 4, 5], [0, 1, 2], [6, 7]]
+    assert split(plain(family=CondFirst()), numbered(BATCH + 1)) == [[3, 4, 5], [0, 1, 2], [6, 7]]
 
 
 def test_an_output_without_concept_rows_gives_an_empty_third_part() -> None:
-    assert plain().split(numbered())[2].shape == (0, 4, 2, 2)
+    assert plain().predictions(numbered())[1].shape == (0, 4, 2, 2)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -284,26 +289,27 @@ def test_cut_takes_the_concept_rows_away_and_keeps_the_form(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("family", "order"), [(StableDiffusion(), "uc"), (CondFirst(), "cu")])
+@pytest.mark.parametrize(("family", "order"), [(StableDiffusion(), ("uncond", "cond")), (CondFirst(), ("cond", "uncond"))])
 def test_join_puts_the_halves_back_in_the_familys_order_and_keeps_the_form(
-    form: str, family: Any, order: str
+    form: str, family: Any, order: tuple[str, ...]
 ) -> None:
     output = outputs(numbered(BATCH + 1))[form]
-    halves = {"u": torch.full((BATCH, 4, 2, 2), -1.0), "c": torch.full((BATCH, 4, 2, 2), -2.0)}
-    joined = plain(family=family).join(output, halves["u"], halves["c"])
+    parts = {"uncond": torch.full((BATCH, 4, 2, 2), -1.0), "cond": torch.full((BATCH, 4, 2, 2), -2.0)}
+    joined = plain(family=family).join(output, parts)
     assert type(joined) is type(output)
-    assert torch.equal(first(joined), torch.cat([halves[half] for half in order]))
+    assert torch.equal(first(joined), torch.cat([parts[name] for name in order]))
 
 
 def test_further_tensors_of_an_output_lose_their_concept_rows_too() -> None:
-    longer = plain().join(outputs(numbered(BATCH + 1))["longer tuple"], numbered()[:3], numbered()[3:])
+    parts = {"uncond": numbered()[:3], "cond": numbered()[3:]}
+    longer = plain().join(outputs(numbered(BATCH + 1))["longer tuple"], parts)
     assert row_values(longer[1]) == [0, 1, 2, 3, 4, 5]
     assert longer[2:] == ("kept", None)
 
 
 def test_what_is_no_prediction_is_refused() -> None:
     with pytest.raises(GuidanceError, match="returned str instead of a prediction"):
-        plain().split("noise")
+        plain().predictions("noise")
 
 
 # --- putting the hook on and taking it off ----------------------------------------------------------------------

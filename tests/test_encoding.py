@@ -59,8 +59,13 @@ def prepare(pipe: Any, tmp_path: Path) -> Prepare:
     return prepared
 
 
+def states_of(concepts: RunConcepts) -> torch.Tensor:
+    """Hidden states of all rows, [K, L, D]."""
+    return torch.cat([each[ARGUMENT] for each in concepts.arguments])
+
+
 def encoded(pipe: Any, text: str) -> torch.Tensor:
-    return StableDiffusion().encode(pipe, [text], TextOptions())[ARGUMENT]
+    return StableDiffusion().encode(pipe, [text], TextOptions())[0][ARGUMENT]
 
 
 def words(pipe: Any, text: str) -> torch.Tensor:
@@ -95,7 +100,7 @@ def test_parts_of_a_long_concept_share_its_weight_strength_and_window(prepare: P
 def test_hidden_states_are_used_as_they_are(prepare: Prepare, pipe: Any) -> None:
     states = encoded(pipe, "a blue cat in the snow")[0]
     concepts = prepare(["mine/a"], tensors={"any": states}, kind="hidden-states")
-    assert torch.equal(concepts.arguments[ARGUMENT], states[None])
+    assert torch.equal(states_of(concepts), states[None])
     assert concepts.rows[0].text == "an image showing smoke"
 
 
@@ -103,19 +108,19 @@ def test_an_embedding_and_its_text_are_two_rows(prepare: Prepare, pipe: Any) -> 
     states = encoded(pipe, "a blue cat in the snow")[0]
     concepts = prepare(["mine/*"], tensors={ARGUMENT: states}, kind="hidden-states")
     assert [row.id for row in concepts.rows] == ["mine/a", "mine/b"]
-    assert torch.equal(concepts.arguments[ARGUMENT][1:], encoded(pipe, "an image showing smoke"))
+    assert torch.equal(states_of(concepts)[1:], encoded(pipe, "an image showing smoke"))
 
 
 def test_fewer_states_are_repeated_to_the_window(prepare: Prepare) -> None:
     states = torch.randn(11, WIDTH, generator=torch.Generator().manual_seed(0))
     concepts = prepare(["mine/a"], tensors={"any": states}, kind="hidden-states")
-    assert torch.equal(concepts.arguments[ARGUMENT][0], states.repeat(7, 1))
+    assert torch.equal(states_of(concepts)[0], states.repeat(7, 1))
 
 
 def test_states_take_the_pipeline_s_type(prepare: Prepare, pipe: Any) -> None:
     pipe.to(torch.bfloat16)
     concepts = prepare(["mine/a"], tensors={"any": torch.ones(77, WIDTH)}, kind="hidden-states")
-    assert concepts.arguments[ARGUMENT].dtype == torch.bfloat16
+    assert states_of(concepts).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -156,19 +161,19 @@ def test_tokens_that_are_words_are_encoded_as_these_words_behind_the_prefix(
 ) -> None:
     concepts = prepare(["mine/a"], tensors={"any": words(pipe, text)}, kind="tokens")
     expected = encoded(pipe, f"an image showing {text}")
-    torch.testing.assert_close(concepts.arguments[ARGUMENT], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(states_of(concepts), expected, rtol=0, atol=1e-6)
 
 
 def test_one_vector_without_a_dimension_of_tokens_is_one_token(prepare: Prepare, pipe: Any) -> None:
     vector = words(pipe, "knight")[0]
     concepts = prepare(["mine/a"], tensors={"any": vector}, kind="tokens")
     expected = encoded(pipe, "an image showing knight")
-    torch.testing.assert_close(concepts.arguments[ARGUMENT], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(states_of(concepts), expected, rtol=0, atol=1e-6)
 
 
 def test_as_many_tokens_as_the_window_holds_are_taken(prepare: Prepare) -> None:
     concepts = prepare(["mine/a"], tensors={"any": torch.ones(72, WIDTH)}, kind="tokens")
-    assert concepts.arguments[ARGUMENT].shape == (1, 77, WIDTH)
+    assert states_of(concepts).shape == (1, 77, WIDTH)
 
 
 def test_encoding_tokens_leaves_pipeline_and_tokenizer_as_they_were(prepare: Prepare, pipe: Any) -> None:
@@ -249,4 +254,4 @@ def test_another_embedding_of_the_same_text_is_encoded_anew(prepare: Prepare, pi
         )
         for value in (1.0, 2.0)
     ]
-    assert [float(concepts.arguments[ARGUMENT].max()) for concepts in made] == [1.0, 2.0]
+    assert [float(states_of(concepts).max()) for concepts in made] == [1.0, 2.0]

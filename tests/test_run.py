@@ -21,6 +21,7 @@ from sldcore.guidance.sld import SLD
 from sldcore.policy import ConceptUse, GuidanceSpec, SafetyPolicy, Window
 from sldcore.resolution import resolve_policy
 from sldcore.run import GuidedRun
+from sldcore.stepping import Together
 from sldcore.types import Guided, Predictions, Row, Schedule, Step
 
 Contribute = Callable[..., None]
@@ -84,16 +85,18 @@ class Loop:
             policy: (UsedRow(0, 1.0, 1.0, policy.concepts[0].window),) if policy.guides else ()
             for policy in policies
         }
-        concepts = RunConcepts(rows, used, {"encoder_hidden_states": concept})
+        texts = tuple({"encoder_hidden_states": each} for each in concept.split(1))
+        concepts = RunConcepts(rows, used, texts)
         resolved = {policy: resolve_policy(policy) for policy in policies}
         self.run = GuidedRun(SCHEDULE, policies, resolved, concepts, hooks, strict, torch.device("cpu"))
+        self.stepper = Together(self.run, concepts, None, StableDiffusion())
 
     def step(self) -> tuple[Tensor, Tensor]:
         """One call: unconditional and guided prediction as the pipeline gets them."""
         sample = torch.cat([self.latents[self.run.calls % STEPS]] * 2)
         arguments = (sample, torch.tensor(1.0), self.texts)
         call = DenoiserCall.bind(StableDiffusion(), forward_signature(self.denoiser), arguments, {})
-        output = self.run.call(self.denoiser, call)
+        output = self.stepper.call(self.denoiser, self.denoiser, call)
         assert isinstance(output, tuple)
         return output[0].chunk(2)
 
@@ -431,7 +434,7 @@ def test_without_rows_and_hooks_the_output_is_passed_on_untouched() -> None:
     output = (torch.zeros(2, 4, 2, 2),)
     arguments = (torch.zeros(2, 4, 2, 2), torch.tensor(1.0), loop.texts)
     call = DenoiserCall.bind(StableDiffusion(), forward_signature(loop.denoiser), arguments, {})
-    assert loop.run.call(lambda *_: output, call) is output
+    assert loop.stepper.call(loop.denoiser, lambda *_: output, call) is output
 
 
 def test_warm_up_with_momentum_evaluates_rows_and_changes_nothing_yet() -> None:

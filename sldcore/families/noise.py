@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
@@ -9,6 +10,56 @@ import numpy as np
 
 from sldcore.errors import GuidanceError
 from sldcore.types import Schedule
+
+
+def schedule_of(scheduler: Any, calls: int, sign: int = 1) -> Schedule:
+    """The last ``calls`` denoiser calls of a scheduler whose timesteps are set, of whatever kind it is.
+
+    ``sign`` is -1 if the denoiser predicts the opposite of what the scheduler is handed.
+
+    Raises:
+        GuidanceError: the noise levels cannot be told.
+    """
+    make = flow_schedule if is_flow(scheduler) else discrete_schedule
+    schedule = make(scheduler, calls)
+    if sign == 1:
+        return schedule
+    return replace(schedule, epsilon_factors=tuple(sign * factor for factor in schedule.epsilon_factors))
+
+
+def is_flow(scheduler: Any) -> bool:
+    """True for rectified flow, x = (1 - sigma) x0 + sigma eps."""
+    config = scheduler.config
+    return (
+        "FlowMatch" in type(scheduler).__name__
+        or config.get("prediction_type") == "flow_prediction"
+        or bool(config.get("use_flow_sigmas"))
+    )
+
+
+def flow_schedule(scheduler: Any, calls: int) -> Schedule:
+    """The schedule of a rectified flow v = eps - x0, at fixed x: d eps = (1 - sigma) dv.
+
+    With inverted sigmas (Mochi) time runs from noise at 0, and the velocity is x0 - eps.
+
+    Raises:
+        GuidanceError: the scheduler keeps no sigmas.
+    """
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None:
+        raise GuidanceError(
+            f"{type(scheduler).__name__} keeps no sigmas, so noise levels cannot be told; use diffusers' "
+            f"FlowMatchEulerDiscreteScheduler or another of its schedulers with flow sigmas"
+        )
+    timesteps = [float(value) for value in scheduler.timesteps[-calls:].tolist()]
+    if len(sigmas) == len(scheduler.timesteps) + 1:
+        levels = [float(value) for value in sigmas[:-1][-calls:].tolist()]
+    else:
+        levels = [timestep / scheduler.config.num_train_timesteps for timestep in timesteps]
+    inverted = bool(scheduler.config.get("invert_sigmas"))
+    levels = [min(max(1 - level if inverted else level, 0.0), 1.0) for level in levels]
+    sign = -1.0 if inverted else 1.0
+    return Schedule(tuple(timesteps), tuple(levels), tuple(sign * (1 - level) for level in levels))
 
 
 def discrete_schedule(scheduler: Any, calls: int) -> Schedule:

@@ -4,75 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from threading import get_ident
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
 from sldcore.errors import ConceptError
-from sldcore.families.base import TextOptions
-from sldcore.families.noise import discrete_schedule
-from sldcore.types import Schedule
+from sldcore.families.base import DiffusersFamily, TextOptions
 
 _PLACEHOLDER: Final = "a"
 
 
-class StableDiffusion:
+class StableDiffusion(DiffusersFamily):
     """Text goes into the UNet as ``encoder_hidden_states`` [2B, L, D]."""
 
     name = "stable-diffusion"
+    denoiser_names: ClassVar[tuple[str, ...]] = ("unet",)
     latents_argument = "sample"
-    text_arguments: tuple[str, ...] = ("encoder_hidden_states",)
-    cond_first = False
-
-    def denoiser(self, pipe: Any) -> nn.Module:
-        """The UNet."""
-        unet: nn.Module = pipe.unet
-        return unet
-
-    def is_guiding(self, pipe: Any) -> bool:
-        """The pipeline's own property."""
-        return bool(pipe.do_classifier_free_guidance)
-
-    def schedule(self, pipe: Any) -> Schedule:
-        """The last ``num_timesteps`` of the scheduler's timesteps (img2img skips the first)."""
-        schedule = self.noise_schedule(pipe.scheduler, pipe.num_timesteps)
-        return replace(schedule, guidance_scale=float(pipe.guidance_scale))
-
-    def noise_schedule(self, scheduler: Any, calls: int) -> Schedule:
-        """Variance-preserving, with a table of alpha_bar."""
-        return discrete_schedule(scheduler, calls)
-
-    def window(self, pipe: Any) -> int:
-        """77 for CLIP."""
-        return int(pipe.tokenizer.model_max_length)
-
-    def count_tokens(self, pipe: Any, text: str) -> int:
-        """Tokens without truncation."""
-        return len(pipe.tokenizer(text, truncation=False, verbose=False).input_ids)
-
-    def text_options(self, pipe: Any) -> TextOptions:
-        """The call's ``clip_skip`` and the ``scale`` of its ``cross_attention_kwargs``."""
-        return TextOptions(pipe.clip_skip, (pipe.cross_attention_kwargs or {}).get("scale"))
-
-    @torch.no_grad()
-    def encode(self, pipe: Any, texts: Sequence[str], options: TextOptions) -> Mapping[str, Tensor]:
-        """Hidden states [len(texts), 77, D], each text encoded alone as the reference does."""
-        device = pipe._execution_device
-        states = [pipe.encode_prompt(text, device, 1, False, **options._asdict())[0] for text in texts]
-        return {"encoder_hidden_states": torch.cat(states)}
+    option_names: ClassVar[tuple[str, ...]] = ("clip_skip", "lora_scale")
 
     def text_vectors(self, pipe: Any, texts: Sequence[str]) -> Tensor:
         """The mean of the states of a text's own tokens, [len(texts), D]: CLIP's pooled state tells short texts apart less well.
 
         What is beyond the window is cut off, as in the pipeline's own prompts.
         """
-        states = self.encode(pipe, texts, TextOptions())["encoder_hidden_states"]  # [N, L, D]
-        counts = [min(self.count_tokens(pipe, text), self.window(pipe)) for text in texts]
-        own = [state[1 : max(count - 1, 2)] for state, count in zip(states, counts, strict=True)]
-        return torch.stack([tokens.mean(0) for tokens in own])
+        options = TextOptions()
+        own = []
+        for text, encoded in zip(texts, self.encode(pipe, texts, options), strict=True):
+            count = min(self.count_tokens(pipe, text), self.window(pipe, options))
+            own.append(encoded["encoder_hidden_states"][0, 1 : max(count - 1, 2)].mean(0))
+        return torch.stack(own)
 
     def encode_tokens(
         self, pipe: Any, prefix: str, vectors: Tensor, options: TextOptions
@@ -86,26 +48,15 @@ class StableDiffusion:
             raise ConceptError(
                 "the pipeline's tokenizer does not read 'a' as one token, so no vector can take its place"
             )
-        if tokens > self.window(pipe):
+        window = self.window(pipe, options)
+        if tokens > window:
             raise ConceptError(
                 f"the embedding's {count} tokens and its prefix take {tokens} tokens, and the text encoder's window is "
-                f"{self.window(pipe)}; shorten the prefix or use fewer tokens"
+                f"{window}; shorten the prefix or use fewer tokens"
             )
         with _replaced_words(pipe.text_encoder.get_input_embeddings(), start, vectors):
-            return self.encode(pipe, [text], options)
-
-    def encoder_state(self, pipe: Any) -> tuple[Any, ...]:
-        """Identity, type, place and in-place version of every text encoder weight, LoRA in use, and the vocabulary.
-
-        LoRA is scaled, switched off and fused without the weights' versions telling.
-        """
-        weights = tuple((id(w), w.dtype, w.device, w._version) for w in pipe.text_encoder.parameters())
-        lora = tuple(
-            (*layer.scaling.items(), *layer.active_adapters, *layer.merged_adapters, layer.disable_adapters)
-            for layer in pipe.text_encoder.modules()
-            if hasattr(layer, "merged_adapters") and hasattr(layer, "scaling")
-        )
-        return (id(pipe.text_encoder), id(pipe.tokenizer), len(pipe.tokenizer), hash(weights), hash(lora))
+            (encoded,) = self.encode(pipe, [text], options)
+        return encoded
 
 
 @contextmanager

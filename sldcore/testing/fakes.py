@@ -131,6 +131,12 @@ class FakePipeline(StableDiffusionPipeline):
         return self
 
     @property
+    def components(self) -> dict[str, Any]:
+        """What diffusers' pipelines list."""
+        parts = ("unet", "text_encoder", "tokenizer", "scheduler", "safety_checker")
+        return {name: getattr(self, name) for name in parts}
+
+    @property
     def _execution_device(self) -> torch.device:
         return next(self.unet.parameters()).device
 

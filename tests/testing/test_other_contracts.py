@@ -95,20 +95,20 @@ class NamesAnArgumentThatIsNotThere(Tiny):
 
 
 class CutsTexts(Tiny):
-    def count_tokens(self, pipe: Any, text: str) -> int:
-        return min(super().count_tokens(pipe, text), 77)
+    def count_tokens(self, pipe: Any, text: str, *options: Any) -> int:
+        return min(super().count_tokens(pipe, text, *options), 77)
 
 
 class EncodesTogether(Tiny):
     def encode(self, pipe: Any, texts: Sequence[str], options: Any) -> Any:
         encoded = super().encode(pipe, texts, options)
-        return {name: value + 0.01 * len(texts) for name, value in encoded.items()}
+        return [{name: value + 0.01 * len(texts) for name, value in each.items()} for each in encoded]
 
 
 class EncodesByChance(Tiny):
     def encode(self, pipe: Any, texts: Sequence[str], options: Any) -> Any:
         encoded = super().encode(pipe, texts, options)
-        return {name: value + 1e-6 * torch.rand(1) for name, value in encoded.items()}
+        return [{name: value + 1e-6 * torch.rand(1) for name, value in each.items()} for each in encoded]
 
 
 class NeverTheSameState(Tiny):
@@ -165,10 +165,11 @@ def test_an_argument_that_the_denoiser_does_not_take_is_named() -> None:
 
 def test_a_missing_method_is_named() -> None:
     class Half:
-        name, latents_argument, text_arguments, cond_first = "tiny", "sample", ("text",), False
+        name, latents_argument, text_arguments, listed_arguments = "tiny", "sample", ("text",), ()
+        apart, guidance_argument, needs_negative_prompt = False, "guidance_scale", False
 
     said = {outcome.test: outcome.failure for outcome in outcomes(case_of(family(Half)))}  # type: ignore[arg-type]
-    assert said["test_it_has_the_attributes_and_methods_of_a_family"] == "the method denoiser() is missing"
+    assert said["test_it_has_the_attributes_and_methods_of_a_family"] == "the method denoisers() is missing"
 
 
 def test_without_a_pipeline_the_rest_is_skipped() -> None:

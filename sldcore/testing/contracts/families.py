@@ -15,7 +15,7 @@ import torch
 from sldcore.catalogue import using
 from sldcore.contributions import FamilyKind
 from sldcore.denoiser import HOOK_NAME, forward_signature
-from sldcore.families.base import Family, TextOptions
+from sldcore.families.base import NO_OPTIONS, Family
 from sldcore.policy import ConceptUse, GuidanceSpec, SafetyPolicy
 from sldcore.session import guard
 from sldcore.testing.contracts.base import Contract, does_not_apply, require
@@ -27,7 +27,10 @@ ATTRIBUTES: Final[dict[str, type]] = {
     "name": str,
     "latents_argument": str,
     "text_arguments": tuple,
-    "cond_first": bool,
+    "listed_arguments": tuple,
+    "apart": bool,
+    "guidance_argument": str,
+    "needs_negative_prompt": bool,
 }
 TEXTS: Final = ("blood", "a red knight on a meadow", "")
 
@@ -58,7 +61,7 @@ class FamilyContract(Contract):
     def use(self, made: Family) -> int:
         """Encode one text, if there is a pipeline."""
         if self.pipeline is not None or self._knows_the_fake:
-            made.encode(self.pipe(), TEXTS[:1], TextOptions())
+            made.encode(self.pipe(), TEXTS[:1], NO_OPTIONS)
         return 1
 
     @property
@@ -116,17 +119,19 @@ class FamilyContract(Contract):
 
     def test_the_denoiser_takes_the_arguments_that_it_names(self) -> None:
         made, pipe = self.make(), self.pipe()
-        denoiser = made.denoiser(pipe)
-        require(
-            isinstance(denoiser, torch.nn.Module), f"the denoiser is {type(denoiser).__name__}, not a module"
-        )
-        parameters = forward_signature(denoiser).parameters
-        missing = [name for name in (made.latents_argument, *made.text_arguments) if name not in parameters]
-        require(not missing, f"{type(denoiser).__name__}.forward() does not take {', '.join(missing)}")
+        denoisers = made.denoisers(pipe)
+        require(bool(denoisers), "denoisers() finds no denoiser in the pipeline")
+        for denoiser in denoisers:
+            kind = type(denoiser).__name__
+            require(isinstance(denoiser, torch.nn.Module), f"the denoiser is {kind}, not a module")
+            parameters = forward_signature(denoiser).parameters
+            names = [name.partition(".")[0] for name in (made.latents_argument, *made.text_arguments)]
+            missing = [name for name in names if name not in parameters]
+            require(not missing, f"{kind}.forward() does not take {', '.join(missing)}")
 
     def test_tokens_are_counted_with_begin_and_end_and_nothing_cut_off(self) -> None:
         made, pipe = self.make(), self.pipe()
-        window, empty = made.window(pipe), made.count_tokens(pipe, "")
+        window, empty = made.window(pipe, NO_OPTIONS), made.count_tokens(pipe, "")
         require(0 <= empty < window, f"an empty text takes {empty} tokens of a window of {window}")
         counts = [made.count_tokens(pipe, ", ".join(["a knight"] * times)) for times in (1, 2, window)]
         require(empty < counts[0] < counts[1], f"longer texts do not take more tokens: {[empty, *counts]}")
@@ -137,32 +142,39 @@ class FamilyContract(Contract):
 
     def test_texts_are_encoded_to_one_row_each(self) -> None:
         made, pipe = self.make(), self.pipe()
-        encoded = made.encode(pipe, TEXTS, TextOptions())
-        got = set(encoded)
+        encoded = made.encode(pipe, TEXTS, NO_OPTIONS)
         require(
-            got == set(made.text_arguments),
-            f"encode() gave {got}, and text_arguments are {made.text_arguments}",
+            len(encoded) == len(TEXTS), f"encode() gave {len(encoded)} encodings for {len(TEXTS)} texts"
         )
-        for name, value in encoded.items():
-            require(value.shape[0] == len(TEXTS), f"{name} has {value.shape[0]} rows for {len(TEXTS)} texts")
-            require(bool(value.isfinite().all()), f"{name} holds NaN or Inf")
-            require(not value[0].equal(value[1]), f"{name} is the same for different texts")
+        for text, each in zip(TEXTS, encoded, strict=True):
+            got = set(each)
+            require(
+                got == set(made.text_arguments),
+                f"encode() gave {got}, and text_arguments are {made.text_arguments}",
+            )
+            for name, value in each.items():
+                require(value.shape[0] == 1, f"{name} of '{text}' has {value.shape[0]} rows instead of 1")
+                require(bool(value.isfinite().all()), f"{name} holds NaN or Inf")
+        differs = any(not _same(encoded[0][name], encoded[1][name]) for name in encoded[0])
+        require(differs, "encode() gives the same for different texts")
 
     def test_a_text_is_encoded_alone_as_beside_others(self) -> None:
         made, pipe = self.make(), self.pipe()
-        together = made.encode(pipe, TEXTS, TextOptions())
+        together = made.encode(pipe, TEXTS, NO_OPTIONS)
         for number, text in enumerate(TEXTS):
-            for name, value in made.encode(pipe, [text], TextOptions()).items():
-                require_close(
-                    value[0], together[name][number], f"{name} of '{text}' depends on the other texts"
-                )
+            (alone,) = made.encode(pipe, [text], NO_OPTIONS)
+            for name, value in alone.items():
+                require_close(value, together[number][name], f"{name} of '{text}' depends on the other texts")
 
     def test_a_text_is_encoded_the_same_every_time(self) -> None:
         made, pipe = self.make(), self.pipe()
         before = made.encoder_state(pipe)
-        one, two = (made.encode(pipe, TEXTS, TextOptions()) for _ in range(2))
-        for name in one:
-            require_equal(two[name], one[name], f"{name} differs when texts are encoded a second time")
+        one, two = (made.encode(pipe, TEXTS, NO_OPTIONS) for _ in range(2))
+        for first, second in zip(one, two, strict=True):
+            for name in first:
+                require_equal(
+                    second[name], first[name], f"{name} differs when texts are encoded a second time"
+                )
         require(made.encoder_state(pipe) == before, "encoder_state() changes although nothing else did")
 
     def test_the_schedule_tells_every_call_and_its_noise_level(self) -> None:
@@ -196,11 +208,15 @@ class FamilyContract(Contract):
         plain, attributes = self.call(pipe), set(vars(pipe))
         with self.guarded(pipe):
             self.call(pipe)
-        registry = getattr(self.make().denoiser(pipe), "_diffusers_hook", None)
-        free = registry is None or registry.get_hook(HOOK_NAME) is None
+        registries = [getattr(each, "_diffusers_hook", None) for each in self.make().denoisers(pipe)]
+        free = all(registry is None or registry.get_hook(HOOK_NAME) is None for registry in registries)
         require(free, "the denoiser is still hooked")
         require(set(vars(pipe)) == attributes, f"attributes are left behind: {set(vars(pipe)) - attributes}")
         require(np.array_equal(plain, self.call(pipe)), "the pipeline gives another picture after guard()")
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and one.equal(other)
 
 
 def _methods() -> list[str]:

@@ -1,0 +1,226 @@
+"""How the steps of a run are carried out on a denoiser: with all parts in one call, or with a call for each.
+
+Both hand the pipeline outputs of the shape that it asked for, with c' in place of c; so whatever the pipeline makes of
+its predictions (guidance scale, rescaling, normalisation) is made of the safe one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+from sldcore.denoiser import DenoiserCall, Forward, RowSource, with_prediction
+from sldcore.encoding import RunConcepts
+from sldcore.errors import GuidanceError
+from sldcore.families.base import COND, UNCOND, Family
+from sldcore.run import GuidedRun, StepPlan
+from sldcore.types import Predictions, Row
+
+_CACHE: Final = "sldcore"
+
+
+class Stepper(Protocol):
+    """Carries out the steps of one run."""
+
+    def call(self, module: nn.Module, forward: Forward, call: DenoiserCall) -> Any:
+        """One call of the denoiser: what the pipeline is given for it."""
+        ...
+
+    @property
+    def waiting(self) -> bool:
+        """True while a step lacks a call that must come before the next step."""
+        ...
+
+
+class Inputs:
+    """What concept rows copy and which texts they get; made once for each set of rows, so that no step waits for the host."""
+
+    def __init__(self, concepts: RunConcepts) -> None:
+        self._concepts = concepts
+        self._made: dict[tuple[Row, ...], tuple[RowSource, dict[str, Tensor]]] = {}
+
+    def of(self, rows: tuple[Row, ...], call: DenoiserCall) -> tuple[RowSource, dict[str, Tensor]]:
+        """Sources and texts for ``rows`` of ``call``."""
+        if rows not in self._made:
+            self._made[rows] = (
+                call.conditional_rows(rows),
+                self._concepts.for_rows(rows, call.latents.device),
+            )
+        return self._made[rows]
+
+
+class Together:
+    """All parts in one call; concept rows are appended to it."""
+
+    waiting: Final = False
+
+    def __init__(self, run: GuidedRun, concepts: RunConcepts, pipe: Any, family: Family) -> None:
+        self._run, self._pipe, self._family = run, pipe, family
+        self._inputs = Inputs(concepts)
+
+    def call(self, module: nn.Module, forward: Forward, call: DenoiserCall) -> Any:
+        """One step: extend, evaluate, combine, hand back the parts with c'."""
+        if self._family.is_aside(call.bound.arguments):
+            return forward(*call.bound.args, **call.bound.kwargs)
+        plan = self._run.begin()
+        if not self._run.changes(plan):
+            return forward(*call.bound.args, **call.bound.kwargs)
+        output, parts, concepts = self._evaluate(module, forward, call, plan.rows)
+        given = Predictions(parts[UNCOND], parts[COND], concepts, plan.rows, call.conditional_latents)
+        uncond, cond = self._run.finish(plan, given)
+        if cond is given.cond and uncond is given.uncond:
+            return call.cut(output)
+        return call.join(output, {**parts, UNCOND: uncond, COND: cond})
+
+    def _evaluate(
+        self, module: nn.Module, forward: Forward, call: DenoiserCall, rows: tuple[Row, ...]
+    ) -> tuple[Any, dict[str, Tensor], Tensor]:
+        """The output, the prediction of each part, and those of the concept rows."""
+        if rows and not self._family.concepts_apart(self._pipe) and not _is_caching(module):
+            bound = call.with_rows(*self._inputs.of(rows, call))
+            output = forward(*bound.args, **bound.kwargs)
+            return output, *call.predictions(output)
+        output = forward(*call.bound.args, **call.bound.kwargs)
+        parts, concepts = call.predictions(output)
+        if rows:
+            bound = call.only_rows(*self._inputs.of(rows, call))
+            with self._family.around_concepts(self._pipe), caching_as(module, _CACHE):
+                concepts = call.noise(forward(*bound.args, **bound.kwargs))
+        return output, parts, concepts
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """The first of a step's two calls: its output has been handed out, and is corrected when the second is known."""
+
+    plan: StepPlan
+    call: DenoiserCall
+    position: Any
+    prediction: Tensor
+    is_held: Callable[[], bool]
+
+
+class Apart:
+    """A call for each part: the prediction that was handed out first is corrected in place once both are known.
+
+    Concept rows are calls of their own, one per concept and after both parts: their texts may have any length, and parts are
+    evaluated exactly as without guidance.
+    """
+
+    def __init__(
+        self,
+        run: GuidedRun,
+        concepts: RunConcepts,
+        pipe: Any,
+        family: Family,
+        order: tuple[str, ...],
+        position: Callable[[], Any],
+    ) -> None:
+        self._run, self._pipe, self._family, self._order = run, pipe, family, order
+        self._position = position
+        self._inputs = Inputs(concepts)
+        self._pending: _Pending | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """True between the two calls of a step that guidance or a step hook may change."""
+        return self._pending is not None and self._run.changes(self._pending.plan)
+
+    @property
+    def next_part(self) -> str:
+        """Which part the next call is, as far as the scheduler tells: it moves on between steps."""
+        return self._order[1] if self._continues() else self._order[0]
+
+    def call(self, module: nn.Module, forward: Forward, call: DenoiserCall) -> Any:
+        """One part of a step."""
+        output = forward(*call.bound.args, **call.bound.kwargs)
+        if self._pending is not None and self._continues():
+            pending, self._pending = self._pending, None
+            return self._second(module, forward, call, output, pending)
+        if self.waiting:
+            raise GuidanceError(
+                "the denoiser was called once at a step and not again, so there is no unconditional prediction; "
+                "classifier-free guidance is off or took another form. "
+                f"Use {self._family.guidance_argument} > 1{_and_negative(self._family)}, or the policy 'off'"
+            )
+        return self._first(call, output)
+
+    def _continues(self) -> bool:
+        return self._pending is not None and self._pending.position == self._position()
+
+    def _first(self, call: DenoiserCall, output: Any) -> Any:
+        plan = self._run.begin()
+        prediction = call.noise(output)
+        if self._run.changes(plan):
+            with torch.inference_mode(False):  # views of a normal tensor keep it alive, in inference mode too
+                prediction = prediction.clone()  # and it is not what a compiled denoiser writes to again
+            output = with_prediction(output, prediction, call.rows)
+        handed = ref(prediction)
+        self._pending = _Pending(
+            plan, call, self._position(), prediction.detach(), lambda: handed() is not None
+        )
+        return output
+
+    def _second(
+        self, module: nn.Module, forward: Forward, call: DenoiserCall, output: Any, pending: _Pending
+    ) -> Any:
+        if not self._run.changes(pending.plan):
+            return output
+        if not pending.is_held():
+            raise GuidanceError(
+                f"{type(self._pipe).__name__} did not keep the prediction that it was given, so it cannot be corrected; this "
+                f"version of diffusers is not supported for it"
+            )
+        calls = dict(zip(self._order, (pending.call, call), strict=True))
+        parts = dict(zip(self._order, (pending.prediction.clone(), call.noise(output)), strict=True))
+        rows = pending.plan.rows
+        concepts = self._concepts(module, forward, calls[COND], rows, parts[COND])
+        given = Predictions(parts[UNCOND], parts[COND], concepts, rows, calls[COND].latents)
+        uncond, cond = self._run.finish(pending.plan, given)
+        made = {UNCOND: uncond, COND: cond}
+        first, second = self._order
+        if made[first] is not parts[first]:
+            pending.prediction.copy_(made[first])
+        return (
+            output if made[second] is parts[second] else with_prediction(output, made[second], call.rows)
+        )
+
+    def _concepts(
+        self, module: nn.Module, forward: Forward, call: DenoiserCall, rows: tuple[Row, ...], like: Tensor
+    ) -> Tensor:
+        """The predictions of ``rows``, [R, ...] in their order."""
+        made: list[Tensor | None] = [None] * len(rows)
+        for concept in dict.fromkeys(row.concept for row in rows):
+            own = [number for number, row in enumerate(rows) if row.concept == concept]
+            bound = call.only_rows(*self._inputs.of(tuple(rows[number] for number in own), call))
+            with self._family.around_concepts(self._pipe), caching_as(module, f"{_CACHE}-{concept}"):
+                prediction = call.noise(forward(*bound.args, **bound.kwargs))
+            for position, number in enumerate(own):
+                made[number] = prediction[position : position + 1]
+        found = [each for each in made if each is not None]
+        return torch.cat(found) if found else like[:0]
+
+
+def _and_negative(family: Family) -> str:
+    return " and a negative_prompt (an empty one will do)" if family.needs_negative_prompt else ""
+
+
+def _is_caching(module: nn.Module) -> bool:
+    """Whether diffusers reuses what the denoiser computed at earlier steps, which must not be that of other rows."""
+    return bool(getattr(module, "is_cache_enabled", False))
+
+
+@contextmanager
+def caching_as(module: nn.Module, name: str) -> Iterator[None]:
+    """Keep what the denoiser's caches hold of concept rows apart from what they hold of the pipeline's own calls."""
+    if _is_caching(module):
+        with module.cache_context(name):  # type: ignore[operator]
+            yield
+    else:
+        yield
