@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -18,45 +17,33 @@ from sldcore import __version__, regeneration
 from sldcore.audit import AuditLog
 from sldcore.catalogue import current, using
 from sldcore.encoding import ConceptEncoder, text_vectors
-from sldcore.errors import ConfigurationError, GuidanceError, SafetyFailure
+from sldcore.errors import ConfigurationError, GuidanceError
 from sldcore.families import family_of
 from sldcore.filters.base import PictureContext, PromptContext
 from sldcore.filters.chain import Chain, Findings
-from sldcore.filters.pipeline_checker import CheckerReview, reviewing
+from sldcore.filters.pipeline_checker import reviewing
+from sldcore.frames import Pixels, all_frames, frames_asked, over_frames, pixels_of
 from sldcore.guidance.base import StepHook
+from sldcore.outcome import (
+    Outcome,
+    add_prompt,
+    failures_of,
+    is_plain,
+    read_only,
+    replaced,
+    report_of,
+    stopped,
+    trace_of,
+)
 from sldcore.policy import SafetyPolicy
 from sldcore.provenance import library_versions
 from sldcore.regeneration import Retry
-from sldcore.request import Request, Sample, prompts_of, wants_arrays
+from sldcore.request import Request, Sample, per_prompt_argument, prompts_of, wants_arrays
 from sldcore.resolution import providers_of
-from sldcore.review import CHECKER, MARKED, Made, action_of, blocking, decide, mark, picture_of, reason_of
+from sldcore.review import CHECKER, MARKED, Made, decide, mark, picture_of
 from sldcore.session import Session, as_policy
-from sldcore.tracing import empty_trace, replaced_samples
-from sldcore.types import Failure, Report, Result, Trace
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one pipeline call gave: pictures as the pipeline made them, what must happen to each, and the trace."""
-
-    made: tuple[Made, ...]
-    trace: Trace
-    scheduler: str = ""
-
-    @property
-    def reports(self) -> tuple[Report, ...]:
-        """One report per picture."""
-        return tuple(each.report for each in self.made)
-
-    @property
-    def pixels(self) -> NDArray[np.float32]:
-        """The pictures as they were made, [B, H, W, 3] in 0..1. They have not been acted upon: use :meth:`shown`."""
-        return np.stack([each.pixels for each in self.made])
-
-    def shown(self) -> NDArray[np.float32]:
-        """The pixels that may be shown: pictures that are withheld are black."""
-        kept = np.array([not report.withheld for report in self.reports])
-        return np.where(kept[:, None, None, None], self.pixels, np.float32(0))
+from sldcore.tracing import empty_trace
+from sldcore.types import Failure, Report, Result
 
 
 class SafetyEngine:
@@ -89,6 +76,7 @@ class SafetyEngine:
         self._chain = Chain()
         self._hooks = tuple(step_hooks)
         self._call: Callable[..., Any] = getattr(pipe, "plain_call", pipe)
+        self._per_prompt = per_prompt_argument(self._call)
 
     def generate(
         self,
@@ -110,8 +98,8 @@ class SafetyEngine:
             **pipeline_arguments: passed to the pipeline (steps, guidance_scale, negative_prompt, image, ...).
 
         Returns:
-            Pictures in the pipeline's order, all of a prompt together, after the actions of their policies. A withheld
-            picture is black, a dropped one None; its report says why.
+            Pictures in the pipeline's order, all of a prompt together, after the actions of their policies; of a video
+            pipeline, lists of frames. A withheld picture is black, a dropped one None; its report says why.
 
         Raises:
             ConfigurationError: the request cannot be carried out as it stands; nothing was generated.
@@ -121,7 +109,7 @@ class SafetyEngine:
         as_arrays = wants_arrays(pipeline_arguments.pop("output_type", "pil"))
         prompts = len(prompts_of(prompt, pipeline_arguments))
         chosen = [self.policy] * prompts if policies is None else [as_policy(each) for each in policies]
-        request = Request.of(prompt, seed, num_images, chosen, pipeline_arguments)
+        request = Request.of(prompt, seed, num_images, chosen, pipeline_arguments, self._per_prompt)
         used = [sample.policy for sample in request.samples]
         regeneration.check(used, [sample.seed for sample in request.samples], pipeline_arguments)
         self._require_guidance_scale(used, pipeline_arguments)
@@ -148,35 +136,41 @@ class SafetyEngine:
             concepts = session.concepts(self._family.options_of_call(self.pipe, arguments))
             with session.active(), reviewing(self.pipe) as checker:
                 output = self._call(**{**arguments, "output_type": "np", "return_dict": True})
-            pixels = np.asarray(output.images, dtype=np.float32)
-            if len(pixels) != len(samples):
-                raise SafetyFailure(
-                    f"the pipeline returned {len(pixels)} pictures for {len(samples)} samples; none is shown"
-                )
-            failures = _failures(session, samples, pixels, checker)
-            pixels, trace = np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0), _trace(session, samples)
+            pixels = pixels_of(output, len(samples))
+            failures = failures_of(session, samples, pixels, checker)
+            pixels = [np.nan_to_num(each, nan=0.0, posinf=1.0, neginf=0.0) for each in pixels]
+            trace = trace_of(session, samples)
             contexts = [
                 PictureContext(
                     sample.prompt,
                     sample.seed,
                     sample.policy,
                     MappingProxyType(concepts.texts_of(sample.policy)),  # filters must not rewrite the report
-                    _read_only(trace.heat[index]),
+                    read_only(trace.heat[index]),
                 )
                 for index, sample in enumerate(samples)
             ]
-            findings = self._chain.pictures(pixels, contexts, [bool(each) for each in failures])
+            findings = self._review(pixels, contexts, [bool(each) for each in failures])
         made = []
         for index, (sample, found) in enumerate(zip(samples, findings, strict=True)):
             found.failures[:0] = failures[index]
             for verdict in checker.of(index)[0]:
                 found.verdicts.insert(0, verdict)
                 found.flagged_by += [(CHECKER, verdict)] if verdict.flagged else []
-            report = _report(
+            report = report_of(
                 sample, contexts[index], 0 if session.run is None else session.run.rows_of(index)
             )
             made.append(Made(pixels[index], decide(report, found, sample.policy), found, contexts[index]))
         return Outcome(tuple(made), trace, session.scheduler)
+
+    def _review(
+        self, pixels: Sequence[Pixels], contexts: Sequence[PictureContext], skip: Sequence[bool]
+    ) -> list[Findings]:
+        """Findings of the filters per sample; of a video every frame is reviewed."""
+        pictures, counts = all_frames(pixels)
+        which = [index for index, count in enumerate(counts) for _ in range(count)]
+        found = iter(self._chain.pictures(pictures, [contexts[i] for i in which], [skip[i] for i in which]))
+        return [over_frames([next(found) for _ in range(count)]) for count in counts]
 
     def file_of(self, content: bytes, report: Report, policy: SafetyPolicy) -> bytes:
         """The content of a picture's file with the marks that belong on files, such as signed credentials.
@@ -200,7 +194,7 @@ class SafetyEngine:
     def _first(self, request: Request, on_prompts: Sequence[Findings]) -> Outcome:
         """The first attempt at every picture whose prompt passes the prompt filters."""
         gone = [
-            _stopped(findings, sample.policy)
+            stopped(findings, sample.policy)
             for findings, sample in zip(on_prompts, request.samples, strict=True)
         ]
         kept = [index for index, out in enumerate(gone) if not out]
@@ -210,9 +204,9 @@ class SafetyEngine:
             outcome = self._without(request, on_prompts)
             if kept:
                 part = request.part(kept, [request.samples[index] for index in kept])
-                outcome = _replaced(outcome, kept, self.denoise(part.samples, part.call()))
+                outcome = replaced(outcome, kept, self.denoise(part.samples, part.call()))
         for index in kept:
-            _with_prompt(outcome.made[index], on_prompts[index])
+            add_prompt(outcome.made[index], on_prompts[index])
         return outcome
 
     def _further(self, request: Request, outcome: Outcome, on_prompts: Sequence[Findings]) -> Outcome:
@@ -227,9 +221,9 @@ class SafetyEngine:
             except ConfigurationError as problem:  # such as a preset that starts after the last step
                 later = self._failed(outcome, chosen, samples, problem)
             for index, made in zip(chosen, later.made, strict=True):
-                _with_prompt(made, on_prompts[index])
+                add_prompt(made, on_prompts[index])
                 made.report = regeneration.joined(outcome.made[index].report, made.report)
-            outcome = _replaced(outcome, chosen, later)
+            outcome = replaced(outcome, chosen, later)
             attempt += 1
         return outcome
 
@@ -241,7 +235,7 @@ class SafetyEngine:
         for index, sample in zip(chosen, samples, strict=True):
             context = PictureContext(sample.prompt, sample.seed, sample.policy)
             findings = Findings(failures=[Failure("regeneration", __version__, str(problem))])
-            report = decide(_report(sample, context, 0), findings, sample.policy)
+            report = decide(report_of(sample, context, 0), findings, sample.policy)
             made.append(Made(np.zeros_like(outcome.made[index].pixels), report, findings, context))
         return Outcome(tuple(made), empty_trace(len(made)))
 
@@ -277,34 +271,47 @@ class SafetyEngine:
     def _without(self, request: Request, findings: Sequence[Findings]) -> Outcome:
         """Pictures that are not made: black, of the size that they would have had."""
         height, width = self._family.picture_size(self.pipe, request.arguments)
+        count = frames_asked(self._call, request.arguments)
+        frames = () if count is None else (count,)
         made = []
         for sample, found in zip(request.samples, findings, strict=True):
             context = PictureContext(sample.prompt, sample.seed, sample.policy)
-            report = decide(_report(sample, context, 0), found, sample.policy)
-            made.append(Made(np.zeros((height, width, 3), np.float32), report, found, context))
+            report = decide(report_of(sample, context, 0), found, sample.policy)
+            made.append(Made(np.zeros((*frames, height, width, 3), np.float32), report, found, context))
         return Outcome(tuple(made), empty_trace(len(made)))
 
     def _require_guidance_scale(self, policies: Sequence[SafetyPolicy], arguments: Mapping[str, Any]) -> None:
         """Refuse at once what the hook would refuse at the first step."""
         guiding = [policy.name for policy in policies if policy.guides]
-        parameter = inspect.signature(self._call).parameters.get("guidance_scale")
-        scale = arguments.get("guidance_scale", parameter.default if parameter else None)
+        name = self._family.guidance_argument
+        parameter = inspect.signature(self._call).parameters.get(name)
+        scale = arguments.get(name, parameter.default if parameter else None)
         if guiding and isinstance(scale, int | float) and scale <= 1:
             raise GuidanceError(
-                f"guidance_scale is {scale:g}, which turns classifier-free guidance off, and with it policy '{guiding[0]}'. "
-                f"Use guidance_scale > 1, or the policy 'off'"
+                f"{name} is {scale:g}, which turns classifier-free guidance off, and with it policy '{guiding[0]}'. "
+                f"Use {name} > 1, or the policy 'off'"
+            )
+        negative = ("negative_prompt", "negative_prompt_embeds")
+        if (
+            guiding
+            and self._family.needs_negative_prompt
+            and not any(arguments.get(each) is not None for each in negative)
+        ):
+            raise GuidanceError(
+                f"{type(self.pipe).__name__} guides only with a negative_prompt, and policy '{guiding[0]}' needs its "
+                f"unconditional prediction. Give negative_prompt, an empty one ('') will do, or the policy 'off'"
             )
 
     def _provenance(self, outcome: Outcome, request: Request) -> dict[str, Any]:
         denoiser = self._family.denoisers(self.pipe)[0]
-        arguments = {**request.arguments, "num_images_per_prompt": request.num_images}
+        arguments = {**request.arguments, self._per_prompt or "num_images": request.num_images}
         policies = dict.fromkeys(
             [*(sample.policy for sample in request.samples), *(each.context.policy for each in outcome.made)]
         )
         return {
             "model": str(self.pipe.name_or_path or type(self.pipe).__name__),
             "model_class": type(self.pipe).__name__,
-            "arguments": {name: value for name, value in arguments.items() if _is_plain(value)},
+            "arguments": {name: value for name, value in arguments.items() if is_plain(value)},
             "scheduler": outcome.scheduler or type(self.pipe.scheduler).__name__,
             "versions": library_versions(),
             "device": str(self.pipe._execution_device),
@@ -312,94 +319,3 @@ class SafetyEngine:
             "policies": {policy.digest: policy.dump() for policy in policies},
             "providers": {policy.digest: providers_of(policy) for policy in policies},
         }
-
-
-def _failures(
-    session: Session, samples: Sequence[Sample], pixels: NDArray[np.float32], review: CheckerReview
-) -> list[tuple[Failure, ...]]:
-    """Everything that went wrong before the filters looked, per picture."""
-    found: list[list[Failure]] = [[] for _ in samples]
-    run = session.run
-    for index, sample in enumerate(samples):
-        if run is None:
-            if sample.policy.guides:
-                found[index].append(Failure("engine", "", "the pipeline never called the guarded denoiser"))
-        else:
-            found[index] += run.failures.get(index, [])
-            if not run.finished and not found[index]:
-                message = f"the pipeline stopped after {run.calls} of {len(run.schedule)} denoiser calls"
-                found[index].append(Failure("engine", "", message))
-    if run is not None:
-        for index, failure in [*run.nonfinite().items(), *(run.idle().items() if run.finished else ())]:
-            found[index].append(failure)
-    for index, picture in enumerate(pixels):
-        if not np.isfinite(picture).all():
-            found[index].append(Failure("engine", "", "the decoded picture contains NaN or Inf"))
-        found[index] += review.of(index)[1]
-    return [tuple(failures) for failures in found]
-
-
-def _report(sample: Sample, context: PictureContext, rows: int) -> Report:
-    return Report(
-        prompt=sample.prompt,
-        seed=sample.seed,
-        policy=sample.policy.name,
-        policy_digest=sample.policy.digest,
-        concepts=dict(context.concepts),
-        rows=rows,
-    )
-
-
-def _stopped(findings: Findings, policy: SafetyPolicy) -> bool:
-    """Whether a prompt filter keeps a picture from being made.
-
-    Raises:
-        SafetyFailure: the policy says ``raise``.
-    """
-    for use, _ in findings.flagged_by:
-        if action_of(use).do == "raise":
-            raise SafetyFailure(f"{reason_of(findings)} (policy '{policy.name}')")
-    return blocking(findings.failures, policy) or any(
-        action_of(use).do != "flag" for use, _ in findings.flagged_by
-    )
-
-
-def _with_prompt(made: Made, on_prompt: Findings) -> None:
-    """Put what was said of the prompt in front of what was said of the picture, and decide again."""
-    made.findings.verdicts[:0] = on_prompt.verdicts
-    made.findings.failures[:0] = on_prompt.failures
-    made.findings.flagged_by[:0] = on_prompt.flagged_by
-    made.report = decide(made.report, made.findings, made.context.policy)
-
-
-def _replaced(outcome: Outcome, chosen: Sequence[int], later: Outcome) -> Outcome:
-    """``outcome`` with some pictures replaced by those of a later call."""
-    made = list(outcome.made)
-    for index, each in zip(chosen, later.made, strict=True):
-        made[index] = each
-    return Outcome(
-        tuple(made),
-        replaced_samples(outcome.trace, chosen, later.trace),
-        outcome.scheduler or later.scheduler,
-    )
-
-
-def _read_only(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A copy that nobody can write to: the original belongs to the trace."""
-    copy = array.copy()
-    copy.setflags(write=False)
-    return copy
-
-
-def _trace(session: Session, samples: Sequence[Sample]) -> Trace:
-    """The run's trace, or an empty one for a run without classifier-free guidance."""
-    if session.run is not None:
-        return session.run.trace
-    return empty_trace(len(samples))
-
-
-def _is_plain(value: Any) -> bool:
-    """True for what JSON can hold as it is: arguments that are tensors, pictures or functions are not recorded."""
-    if isinstance(value, list | tuple):
-        return all(_is_plain(part) for part in value)
-    return value is None or isinstance(value, str | int | float | bool)

@@ -19,9 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from sldcore.concepts import load_pack
-from sldcore.engine import Outcome, SafetyEngine
+from sldcore.engine import SafetyEngine
 from sldcore.errors import ConceptError
 from sldcore.loading import PLAYGROUND, safetensors_only
+from sldcore.outcome import Outcome
 from sldcore.playground import MODEL
 from sldcore.policy import ConceptUse, GuidanceSpec, SafetyPolicy, Window
 from sldcore.request import Sample, prompts_of, wants_arrays

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Final
 
 import torch
@@ -14,6 +15,10 @@ from sldcore.policy import SafetyPolicy
 OUTPUT_TYPES: Final = ("pil", "np")
 WHOLE: Final = ("generator", "callback_on_step_end_tensor_inputs")
 """Arguments that are lists and yet not one entry per prompt."""
+
+
+PER_PROMPT: Final = ("num_images_per_prompt", "num_videos_per_prompt")
+"""What diffusers' pipelines call the number of pictures per prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,8 @@ class Request:
     samples: tuple[Sample, ...]
     num_images: int
     arguments: Mapping[str, Any]
+    per_prompt: str | None = PER_PROMPT[0]
+    """The pipeline's argument that says how many pictures to make of each prompt; None if it has none."""
 
     @classmethod
     def of(
@@ -45,6 +52,7 @@ class Request:
         num_images: int,
         policies: Sequence[SafetyPolicy],
         arguments: Mapping[str, Any],
+        per_prompt: str | None = PER_PROMPT[0],
     ) -> Request:
         """Check a call; ``policies`` are one per prompt.
 
@@ -53,7 +61,11 @@ class Request:
         """
         if num_images < 1:
             raise GuidanceError(f"num_images is {num_images}; ask for at least one picture per prompt")
-        for name, instead in (("num_images_per_prompt", "num_images"), ("return_dict", "")):
+        if num_images > 1 and per_prompt is None:
+            raise GuidanceError(
+                f"num_images is {num_images}, and this pipeline makes one picture per prompt; give the prompt several times"
+            )
+        for name, instead in (*((each, "num_images") for each in PER_PROMPT), ("return_dict", "")):
             if name in arguments:
                 use = f"use {instead} instead" if instead else "the engine always returns a Result"
                 raise GuidanceError(f"{name} is not an argument of the engine; {use}")
@@ -69,7 +81,7 @@ class Request:
             for image in range(num_images)
         )
         whole = prompt if prompt is None or isinstance(prompt, str) else list(prompt)
-        return cls(whole, samples, num_images, arguments)
+        return cls(whole, samples, num_images, arguments, per_prompt)
 
     def call(self) -> dict[str, Any]:
         """The pipeline's arguments for all samples."""
@@ -79,7 +91,8 @@ class Request:
         negative = call.get("negative_prompt")
         if isinstance(negative, str) and isinstance(self.prompt, list):
             call["negative_prompt"] = [negative] * len(self.prompt)
-        call["num_images_per_prompt"] = self.num_images
+        if self.per_prompt is not None:
+            call[self.per_prompt] = self.num_images
         seeds = [sample.seed for sample in self.samples if sample.seed is not None]
         if seeds:
             call["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
@@ -103,7 +116,13 @@ class Request:
             elif name == "latents" and value is not None:
                 own[name] = value[list(chosen)]
         texts = None if self.prompt is None else [sample.prompt for sample in samples]
-        return Request(texts, tuple(samples), 1, own)
+        return Request(texts, tuple(samples), 1, own, self.per_prompt)
+
+
+def per_prompt_argument(call: Any) -> str | None:
+    """The name of the argument of a pipeline that says how many pictures to make of each prompt."""
+    taken = signature(call).parameters
+    return next((name for name in PER_PROMPT if name in taken), None)
 
 
 def prompts_of(prompt: str | Sequence[str] | None, arguments: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from sldcore.errors import SafetyFailure
 from sldcore.filters import actions
 from sldcore.filters.base import PictureContext
 from sldcore.filters.chain import Chain, Findings
+from sldcore.frames import Pixels, is_video
 from sldcore.policy import Action, FilterUse, PromptFilterUse, SafetyPolicy
 from sldcore.types import Box, Failure, Report, Verdict
 
@@ -31,7 +32,10 @@ MARKED: Final = ("none", "flag", "blur", "pixelate")
 
 @dataclass(slots=True)
 class Made:
-    """One picture as it was made, [H, W, 3] in 0..1, and what is known of it. It has not been acted upon."""
+    """One picture as it was made, [H, W, 3] in 0..1, or video [F, H, W, 3], and what is known of it.
+
+    It has not been acted upon.
+    """
 
     pixels: NDArray[np.float32]
     report: Report
@@ -77,6 +81,8 @@ def decide(report: Report, findings: Findings, policy: SafetyPolicy) -> Report:
 def picture_of(made: Made, policy: SafetyPolicy, as_array: bool) -> Any:
     """What is shown of one picture: a PIL picture or an array [H, W, 3], None if it is dropped.
 
+    Of a video, a list of PIL pictures or an array [F, H, W, 3]: the action is that of all its frames.
+
     Raises:
         SafetyFailure: the action is ``raise``.
     """
@@ -87,25 +93,39 @@ def picture_of(made: Made, policy: SafetyPolicy, as_array: bool) -> Any:
         raise SafetyFailure(
             f"{reason_of(made.findings)} (policy '{policy.name}', prompt '{made.report.prompt:.60}')"
         )
-    picture = as_pil(made.pixels)
+    pictures = as_pictures(made.pixels)
     if do == "block":
-        shown: Image.Image | None = Image.new("RGB", picture.size)
+        shown: list[Image.Image] | None = _black(pictures)
     elif do in ("none", "flag"):
-        shown = picture
+        shown = pictures
     else:
-        shown = _covered(made, picture)
-    return as_pixels(shown) if as_array and shown is not None else shown
+        shown = _covered(made, pictures)
+    return None if shown is None else _given(shown, made, as_array)
 
 
-def _covered(made: Made, picture: Image.Image) -> Image.Image | None:
-    """The picture after its action; withheld if that fails."""
+def _given(pictures: list[Image.Image], made: Made, as_array: bool) -> Any:
+    """One picture, or all of a video, in the form that was asked for."""
+    if as_array:
+        arrays = [as_pixels(picture) for picture in pictures]
+        return np.stack(arrays) if is_video(made.pixels) else arrays[0]
+    return pictures if is_video(made.pixels) else pictures[0]
+
+
+def _black(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    return [Image.new("RGB", picture.size) for picture in pictures]
+
+
+def _covered(made: Made, pictures: list[Image.Image]) -> list[Image.Image] | None:
+    """The pictures after their action, None if they are dropped; withheld if that fails."""
     try:
         action, boxes = _covering(made.findings, made.report.action)
-        return actions.apply(action, picture, boxes, reason_of(made.findings))
+        covered = [actions.apply(action, picture, boxes, reason_of(made.findings)) for picture in pictures]
+        kept = [picture for picture in covered if picture is not None]
+        return kept if len(kept) == len(pictures) else None
     except Exception as error:
         failure = Failure("action", "", f"{type(error).__name__}: {error}")
         made.report = replace(made.report, action="block", errors=(*made.report.errors, failure))
-        return Image.new("RGB", picture.size)
+        return _black(pictures)
 
 
 def reason_of(findings: Findings) -> str:
@@ -124,18 +144,35 @@ def mark(chain: Chain, made: Sequence[Made], pictures: list[Any], as_array: bool
         SafetyFailure: a mark failed and its policy says ``on_error: raise``.
     """
     wanted = [i for i, each in enumerate(made) if each.context.policy.marks and each.report.action in MARKED]
-    given = [as_pil(pictures[i]) if as_array else pictures[i] for i in wanted]
-    for index, marked in zip(wanted, chain.marked(given, [made[i].context for i in wanted]), strict=True):
+    given = {index: _pil_pictures(pictures[index]) for index in wanted}
+    contexts = [made[index].context for index in wanted for _ in given[index]]
+    answers = iter(chain.marked([picture for own in given.values() for picture in own], contexts))
+    for index, own in given.items():
         each, policy = made[index], made[index].context.policy
-        if isinstance(marked, Failure):
-            each.findings.failures.append(marked)
+        marked = [next(answers) for _ in own]
+        failures = [answer for answer in marked if isinstance(answer, Failure)]
+        if failures:
+            each.findings.failures.append(failures[0])
             each.report = decide(each.report, each.findings, policy)
-            marked = Image.new("RGB", given[wanted.index(index)].size)
+            shown = _black(own)
         else:
             later = chain.file_marks(policy)
             marks = tuple(use.use for use in policy.marks if use.use not in later)
             each.report = replace(each.report, marks=marks)
-        pictures[index] = as_pixels(marked) if as_array else marked
+            shown = [answer for answer in marked if not isinstance(answer, Failure)]
+        pictures[index] = _given(shown, each, as_array)
+
+
+def _pil_pictures(shown: Any) -> list[Image.Image]:
+    """What is shown of one picture or video as PIL pictures."""
+    if isinstance(shown, Image.Image):
+        return [shown]
+    return list(shown) if isinstance(shown, list) else as_pictures(shown)
+
+
+def as_pictures(pixels: Pixels) -> list[Image.Image]:
+    """A picture [H, W, 3] or the frames of a video [F, H, W, 3], in 0..1, as pictures."""
+    return [as_pil(frame) for frame in (pixels if is_video(pixels) else pixels[None])]
 
 
 def as_pil(pixels: NDArray[np.float32]) -> Image.Image:

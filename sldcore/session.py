@@ -183,7 +183,9 @@ class Session:
 
     @property
     def _advice(self) -> str:
-        negative = " and a negative_prompt (an empty one will do)" if self._family.needs_negative_prompt else ""
+        negative = (
+            " and a negative_prompt (an empty one will do)" if self._family.needs_negative_prompt else ""
+        )
         return f"use {self._family.guidance_argument} > 1{negative}, or the policy 'off' without step hooks"
 
     def _intercept(

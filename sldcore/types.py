@@ -264,9 +264,17 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a generation returns. ``images[i]`` may be shown, None if it was dropped; ``reports[i]`` says what happened."""
+    """What a generation returns. ``images[i]`` may be shown, None if it was dropped; ``reports[i]`` says what happened.
+
+    Of a video pipeline, ``images[i]`` is a list of frames, or an array [F, H, W, 3].
+    """
 
     images: Sequence[Any]
     reports: tuple[Report, ...]
     trace: Trace
     provenance: Mapping[str, Any]
+
+    @property
+    def video(self) -> bool:
+        """True if these are videos."""
+        return any(isinstance(each, list) or getattr(each, "ndim", 3) == 4 for each in self.images)

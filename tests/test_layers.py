@@ -46,6 +46,8 @@ RANKS = {
     "request": 2,
     "hook_lanes": 2,
     "review": 2,
+    "frames": 2,
+    "outcome": 2,
     "regeneration": 2,
     "audit": 2,
     "plugins": 2,
