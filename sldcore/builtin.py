@@ -40,6 +40,7 @@ from sldcore.schedulers import scheduler_kinds
 SLD_API: Final = 1
 PROVIDER: Final = Provider("sldcore", "sldcore", sldcore.__version__)
 
+
 @hookimpl
 def sld_concepts() -> list[ConceptProvider]:
     """The packs in ``concepts/``."""

@@ -199,7 +199,7 @@ class _Extension:
         concept = self.texts[path].to(device=value.device, dtype=value.dtype)
         if self.group > 1 and value.shape[0] == self.rows * self.group:
             concept = concept.repeat_interleave(self.group, dim=0)
-        return torch.cat([value, _fitted(path, concept, value)]) if self.keep else concept
+        return torch.cat([value, _fitted(path, concept, value)]) if self.keep else concept.contiguous()
 
 
 def _fitted(name: str, concept: Tensor, value: Tensor) -> Tensor:

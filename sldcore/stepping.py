@@ -187,9 +187,7 @@ class Apart:
         first, second = self._order
         if made[first] is not parts[first]:
             pending.prediction.copy_(made[first])
-        return (
-            output if made[second] is parts[second] else with_prediction(output, made[second], call.rows)
-        )
+        return output if made[second] is parts[second] else with_prediction(output, made[second], call.rows)
 
     def _concepts(
         self, module: nn.Module, forward: Forward, call: DenoiserCall, rows: tuple[Row, ...], like: Tensor

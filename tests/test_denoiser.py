@@ -289,7 +289,9 @@ def test_cut_takes_the_concept_rows_away_and_keeps_the_form(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("family", "order"), [(StableDiffusion(), ("uncond", "cond")), (CondFirst(), ("cond", "uncond"))])
+@pytest.mark.parametrize(
+    ("family", "order"), [(StableDiffusion(), ("uncond", "cond")), (CondFirst(), ("cond", "uncond"))]
+)
 def test_join_puts_the_halves_back_in_the_familys_order_and_keeps_the_form(
     form: str, family: Any, order: tuple[str, ...]
 ) -> None:
