@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import RLock
 from typing import Any, Final
 
@@ -78,6 +78,11 @@ class DenoiserCall:
                 f"({', '.join(parts)}); safety guidance needs classifier-free guidance with all parts in one call"
             )
         return cls(family, bound, parts, latents.shape[0] // len(parts))
+
+    def kept(self) -> DenoiserCall:
+        """The call as it is now, though the pipeline puts other things into its dicts and lists later."""
+        arguments = OrderedDict((name, _kept(value)) for name, value in self.bound.arguments.items())
+        return replace(self, bound=inspect.BoundArguments(self.bound.signature, arguments))
 
     @property
     def rows(self) -> int:
@@ -151,13 +156,25 @@ class DenoiserCall:
         self, source: RowSource, texts: Mapping[str, Tensor], *, keep: bool
     ) -> inspect.BoundArguments:
         group = self.family.rows_per_sample(self.bound.arguments)
+        texts = self.family.placed(texts, self.bound.arguments)
         extension = _Extension(self.rows, source, texts, group, self.family.listed_arguments, keep)
-        arguments = {name: extension.of(value, name) for name, value in self.bound.arguments.items()}
+        shared = self.family.shared_arguments
+        arguments = {
+            name: value if name in shared else extension.of(value, name)
+            for name, value in self.bound.arguments.items()
+        }
         if missing := [name for name in texts if name not in extension.swapped]:
             raise GuidanceError(
                 f"the pipeline calls its denoiser without {missing[0]}, so no concept can be put there"
             )
         return inspect.BoundArguments(self.bound.signature, OrderedDict(arguments))
+
+
+def _kept(value: Any) -> Any:
+    """``value`` with containers of its own around the same tensors."""
+    if isinstance(value, dict):
+        return {key: _kept(item) for key, item in value.items()}
+    return [_kept(item) for item in value] if isinstance(value, list) else value
 
 
 @dataclass(slots=True)

@@ -54,6 +54,12 @@ class Inputs:
             )
         return self._made[rows]
 
+    def name_of_shape(self, row: Row) -> str:
+        """The same for all rows whose texts have the same shape, so that they can be in one call."""
+        shapes = [[value.shape for value in texts.values()] for texts in self._concepts.arguments]
+        first = shapes.index(shapes[row.concept])
+        return f"{_CACHE}-{first}" if first else _CACHE
+
 
 class Together:
     """All parts in one call; concept rows are appended to it."""
@@ -89,9 +95,8 @@ class Together:
         output = forward(*call.bound.args, **call.bound.kwargs)
         parts, concepts = call.predictions(output)
         if rows:
-            bound = call.only_rows(*self._inputs.of(rows, call))
-            with self._family.around_concepts(self._pipe), caching_as(module, _CACHE):
-                concepts = call.noise(forward(*bound.args, **bound.kwargs))
+            with self._family.around_concepts(self._pipe):
+                concepts = alone(module, forward, call, rows, self._inputs, self._inputs.name_of_shape)
         return output, parts, concepts
 
 
@@ -139,6 +144,7 @@ class Apart:
 
     def call(self, module: nn.Module, forward: Forward, call: DenoiserCall) -> Any:
         """One part of a step."""
+        kept = call.kept()
         output = forward(*call.bound.args, **call.bound.kwargs)
         if self._pending is not None and self._continues():
             pending, self._pending = self._pending, None
@@ -149,7 +155,7 @@ class Apart:
                 "classifier-free guidance is off or took another form. "
                 f"Use {self._family.guidance_argument} > 1{_and_negative(self._family)}, or the policy 'off'"
             )
-        return self._first(call, output)
+        return self._first(kept, output)
 
     def _continues(self) -> bool:
         return self._pending is not None and self._pending.position == self._position()
@@ -180,7 +186,12 @@ class Apart:
         calls = dict(zip(self._order, (pending.call, call), strict=True))
         parts = dict(zip(self._order, (pending.prediction.clone(), call.noise(output)), strict=True))
         rows = pending.plan.rows
-        concepts = self._concepts(module, forward, calls[COND], rows, parts[COND])
+        concepts = parts[COND][:0]
+        if rows:
+            with self._family.around_concepts(self._pipe):
+                concepts = alone(
+                    module, forward, calls[COND], rows, self._inputs, lambda row: f"{_CACHE}-{row.concept}"
+                )
         given = Predictions(parts[UNCOND], parts[COND], concepts, rows, calls[COND].latents)
         uncond, cond = self._run.finish(pending.plan, given)
         made = {UNCOND: uncond, COND: cond}
@@ -189,20 +200,24 @@ class Apart:
             pending.prediction.copy_(made[first])
         return output if made[second] is parts[second] else with_prediction(output, made[second], call.rows)
 
-    def _concepts(
-        self, module: nn.Module, forward: Forward, call: DenoiserCall, rows: tuple[Row, ...], like: Tensor
-    ) -> Tensor:
-        """The predictions of ``rows``, [R, ...] in their order."""
-        made: list[Tensor | None] = [None] * len(rows)
-        for concept in dict.fromkeys(row.concept for row in rows):
-            own = [number for number, row in enumerate(rows) if row.concept == concept]
-            bound = call.only_rows(*self._inputs.of(tuple(rows[number] for number in own), call))
-            with self._family.around_concepts(self._pipe), caching_as(module, f"{_CACHE}-{concept}"):
-                prediction = call.noise(forward(*bound.args, **bound.kwargs))
-            for position, number in enumerate(own):
-                made[number] = prediction[position : position + 1]
-        found = [each for each in made if each is not None]
-        return torch.cat(found) if found else like[:0]
+
+def alone(
+    module: nn.Module,
+    forward: Forward,
+    call: DenoiserCall,
+    rows: tuple[Row, ...],
+    inputs: Inputs,
+    group: Callable[[Row], str],
+) -> Tensor:
+    """The predictions of ``rows``, [R, ...] in their order, with a call, and a cache, for those of one ``group``."""
+    made: dict[Row, Tensor] = {}
+    for name in dict.fromkeys(group(row) for row in rows):
+        own = tuple(row for row in rows if group(row) == name)
+        bound = call.only_rows(*inputs.of(own, call))
+        with caching_as(module, name):
+            prediction = call.noise(forward(*bound.args, **bound.kwargs))
+        made.update(zip(own, prediction.tensor_split(len(own)), strict=True))
+    return torch.cat([made[row] for row in rows])
 
 
 def _and_negative(family: Family) -> str:

@@ -53,6 +53,8 @@ class Family(Protocol):
     """The denoiser's arguments that hold text and are swapped in a concept row; ``a.b`` is key b of argument a."""
     listed_arguments: tuple[str, ...]
     """The denoiser's arguments that are lists with one entry per row."""
+    shared_arguments: tuple[str, ...]
+    """The denoiser's arguments that all rows share, though they may happen to be as long as there are rows."""
     apart: bool
     """True if the denoiser is called once for each part, False if it is called with all of them."""
     guidance_argument: str
@@ -112,6 +114,10 @@ class Family(Protocol):
 
     def encoder_state(self, pipe: Any) -> tuple[Any, ...]:
         """Something that changes when ``encode`` would give another result for the same text."""
+        ...
+
+    def placed(self, texts: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """Concept texts [R, ...] as a denoiser call with these arguments takes them."""
         ...
 
     def rows_per_sample(self, arguments: Mapping[str, Any]) -> int:
@@ -182,6 +188,7 @@ class DiffusersFamily:
     latents_argument: str = "hidden_states"
     text_arguments: tuple[str, ...] = ("encoder_hidden_states",)
     listed_arguments: tuple[str, ...] = ()
+    shared_arguments: tuple[str, ...] = ("image_rotary_emb",)
     apart: bool = False
     guidance_argument: str = "guidance_scale"
     needs_negative_prompt: bool = False
@@ -289,6 +296,10 @@ class DiffusersFamily:
             for state in _state_of(part)
         )
 
+    def placed(self, texts: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """As they are encoded."""
+        return texts
+
     def rows_per_sample(self, arguments: Mapping[str, Any]) -> int:
         """One."""
         return 1
@@ -314,7 +325,9 @@ class DiffusersFamily:
         """What the call says, else what the denoiser was made for."""
         side = getattr(getattr(self.denoisers(pipe)[0], "config", None), "sample_size", None) or 64
         sides = side if isinstance(side, list | tuple) else (side, side)
-        factor = getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", None) or 8
+        factor = (
+            getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", None) or 8
+        )
         height, width = (
             arguments.get(name) or own * factor for name, own in zip(("height", "width"), sides, strict=True)
         )

@@ -34,7 +34,7 @@ class Case:
     """A pipeline of a family and how to call it.
 
     ``pipe`` makes it anew. ``text`` gives a concept's text arguments (dotted names, [1, ...] each) straight from the pipeline's
-    own ``encode_prompt``, as a prompt's. ``prediction`` is epsilon, v, flow, -flow or inverted-flow. ``rows_per_sample``: see
+    own ``encode_prompt``, as a prompt's. ``prediction`` is epsilon, v, flow, flow-by-sigmas, -flow, inverted-flow or edm. ``rows_per_sample``: see
     the family. ``unguided`` are arguments that turn classifier-free guidance off.
     """
 
@@ -49,7 +49,22 @@ class Case:
     parts: tuple[str, ...] = ("uncond", "cond")
     apart: bool = False
     images: str = "num_images_per_prompt"
+    """The pipeline's argument for several pictures of a prompt; empty if it makes one of each, whatever is asked."""
+    per_prompt: tuple[str, ...] = ()
+    """Arguments of ``call`` of which there must be one for each prompt."""
+    per_picture: tuple[str, ...] = ()
+    """Arguments of ``call`` of which there must be one for each picture."""
+    aside: Callable[[Mapping[str, Any]], bool] = lambda arguments: False
+    """Tells calls of the denoiser that belong to no part."""
+    skipped: int = 0
+    """Timesteps of the scheduler before the first that the pipeline uses."""
+    parts_at_once: bool = False
+    """Parts cannot be evaluated one after the other (PAG's attention splits a call's rows)."""
     listed: tuple[str, ...] = ()
+    rows_second: tuple[str, ...] = ()
+    """Arguments whose rows are their second dimension."""
+    shared: tuple[str, ...] = ("image_rotary_emb",)
+    """Arguments of the denoiser that belong to all rows alike, however long they are."""
     rows_per_sample: Callable[[Mapping[str, Any]], int] = lambda arguments: 1
     unguided: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
     around_concepts: Callable[[Any], Any] | None = None
@@ -64,31 +79,44 @@ def policy(start: int = 0, **options: float) -> SafetyPolicy:
     return SafetyPolicy(name="test", guidance=spec, concepts=(ConceptUse(text=CONCEPT),))
 
 
+OUTPUTS = ("images", "frames", "image_embeddings")
+
+
 def run(case: Case, pipe: Any, prompts: str | Sequence[str] = PROMPT, images: int = 1, **more: Any) -> Tensor:
     """Call the pipeline; every sample has a seed of its own."""
+    if images > 1 and not case.images:
+        given = [prompts] if isinstance(prompts, str) else prompts
+        prompts, images = [prompt for prompt in given for _ in range(images)], 1
     count = images * (1 if isinstance(prompts, str) else len(prompts))
     generator = [torch.Generator().manual_seed(seed) for seed in range(count)]
     prompt = prompts if isinstance(prompts, str) else list(prompts)
     call = {"output_type": "latent", **case.call, **more}
     if not isinstance(prompt, str) and isinstance(call.get("negative_prompt"), str):
         call["negative_prompt"] = [call["negative_prompt"]] * len(prompt)
+    if not isinstance(prompt, str):
+        call |= {name: [call[name]] * len(prompt) for name in case.per_prompt}
+    if count > 1:
+        call |= {name: [call[name]] * count for name in case.per_picture}
     if images > 1:
         call[case.images] = images
+    torch.manual_seed(0)  # some pipelines encode pictures with whatever noise comes next
     output = pipe(prompt=prompt, generator=generator if count > 1 else generator[0], **call)
-    made = output.images if hasattr(output, "images") else output.frames
+    made = next(getattr(output, name) for name in OUTPUTS if hasattr(output, name))
     return torch.as_tensor(np.asarray(made) if not isinstance(made, Tensor) else made).detach().clone()
 
 
 # --- the reference ---------------------------------------------------------------------------------------------
 
 
-def sld_reference(steps: Sequence[tuple[Tensor, Tensor, Tensor, float]], start: int) -> Tensor:
+def sld_reference(
+    steps: Sequence[tuple[Tensor, Tensor, Tensor, float]], start: int, threshold: float
+) -> Tensor:
     """c' of the last of ``steps``, each (e_u, e_p, e_s, factor), element by element as in the paper."""
     momentum = torch.zeros_like(steps[0][0], dtype=torch.float64)
     for number, (e_u, e_p, e_s, factor) in enumerate(steps):
         u, p, s = (each.double() for each in (e_u, e_p, e_s))
         scale = torch.clamp((factor * (p - s)).abs() * SLD["scale"], max=1.0)
-        mu = torch.where(factor * (p - s) >= SLD["threshold"], torch.zeros_like(scale), scale)
+        mu = torch.where(factor * (p - s) >= threshold, torch.zeros_like(scale), scale)
         gamma = mu * factor * (s - u) + SLD["momentum_scale"] * momentum
         momentum = SLD["momentum_beta"] * momentum + (1 - SLD["momentum_beta"]) * gamma
         guided = p - gamma / factor if number >= start and factor != 0 else p
@@ -102,6 +130,11 @@ def factor_of(case: Case, pipe: Any, index: int) -> float:
         return 1.0
     if case.prediction == "v":
         return float(pipe.scheduler.alphas_cumprod[int(timestep)]) ** 0.5
+    if case.prediction == "edm":  # x0 = c_skip x + c_out F, and eps = (x - x0) / sigma
+        sigma = float(pipe.scheduler.sigmas[case.skipped + index])
+        return -pipe.scheduler.config.sigma_data / (sigma**2 + pipe.scheduler.config.sigma_data**2) ** 0.5
+    if case.prediction == "flow-by-sigmas":  # where timesteps are rounded
+        return 1 - float(pipe.scheduler.sigmas[case.skipped + index])
     sigma = timestep / 1000
     if case.prediction == "inverted-flow":
         return -sigma
@@ -115,7 +148,7 @@ class Reference:
         self.case, self.pipe, self.module, self.start = case, pipe, module, start
         self.forward, self.signature = module.forward, signature(type(module).forward)
         self.text = dict(case.text(pipe, CONCEPT))
-        self.negative = negative
+        self.negative, self.threshold = negative, SLD["threshold"]
         self.steps: list[tuple[Tensor, Tensor, Tensor, float]] = []
         self.calls = 0
 
@@ -141,10 +174,12 @@ class Reference:
     def _parts(self, bound: dict[str, Any], rows: int, batch: int) -> dict[str, Any]:
         names = self.case.parts
         if self.case.parts_at_once:
-            whole = tensor_of(self.forward(**bound)).chunk(len(names))
-            return {name: (part,) for name, part in zip(names, whole, strict=True)}
+            output = self.forward(**bound)
+            whole = tensor_of(output).chunk(len(names))
+            return {name: self._with(output, part) for name, part in zip(names, whole, strict=True)}
         return {
-            name: self.forward(**self._rows(bound, rows, number * batch, batch)) for number, name in enumerate(names)
+            name: self.forward(**self._rows(bound, rows, number * batch, batch))
+            for number, name in enumerate(names)
         }
 
     def _apart(self, bound: dict[str, Any]) -> Any:
@@ -160,7 +195,9 @@ class Reference:
         for path, value in self.text.items():
             name, _, key = path.partition(".")
             like = swapped[name][key] if key else swapped[name]
-            repeated = value.repeat_interleave(len(like) // len(value), dim=0).to(like.dtype)
+            axis = int(name in self.case.rows_second)
+            times = like.shape[axis] // value.shape[axis]
+            repeated = value.repeat_interleave(times, dim=axis).to(like.dtype)
             swapped[name] = {**swapped[name], key: repeated} if key else repeated
         around = self.case.around_concepts or (lambda pipe: _nothing())
         module = self.case.concept_module
@@ -172,7 +209,7 @@ class Reference:
         channels = whole.shape[1] // 2 if self._has_variance(whole) else whole.shape[1]
         u, p, s = (tensor_of(each)[:, :channels] for each in (uncond, cond, concept))
         self.steps.append((u, p, s, factor_of(self.case, self.pipe, index)))
-        guided = sld_reference(self.steps, self.start).to(p.dtype)
+        guided = sld_reference(self.steps, self.start, self.threshold).to(p.dtype)
         return torch.cat([guided, whole[:, channels:]], dim=1)
 
     def _has_variance(self, whole: Tensor) -> bool:
@@ -190,6 +227,10 @@ class Reference:
         raise TypeError("arguments are a dict")
 
     def _cut(self, value: Any, rows: int, first: int, count: int, group: int, name: str) -> Any:
+        if name in self.case.shared:
+            return value
+        if name in self.case.rows_second:
+            return value[:, first : first + count]
         if isinstance(value, Tensor) and value.ndim:
             for each in {1, group}:
                 if value.shape[0] == rows * each:
@@ -210,18 +251,27 @@ def tensor_of(output: Any) -> Tensor:
     return first
 
 
-def reference(case: Case, prompts: str | Sequence[str] = PROMPT, images: int = 1, start: int = 0) -> Tensor:
+def reference(
+    case: Case,
+    prompts: str | Sequence[str] = PROMPT,
+    images: int = 1,
+    start: int = 0,
+    threshold: float = SLD["threshold"],
+) -> Tensor:
     """What the pipeline gives with the reference in place of its denoiser."""
     negative = _negative_text(case, prompts, images) if case.apart else {}
     pipe = case.pipe()
     module = getattr(pipe, case.module)
-    module.forward = functools.update_wrapper(
-        Reference(case, pipe, module, start, negative), type(module).forward
-    )
+    stand_in = Reference(case, pipe, module, start, negative)
+    stand_in.threshold = threshold
+    module.forward = functools.update_wrapper(stand_in, type(module).forward)
     try:
         return run(case, pipe, prompts, images)
     finally:
         del module.forward
+
+
+RESIDUALS = ("controlnet_block_samples", "controlnet_single_block_samples")
 
 
 def _negative_text(case: Case, prompts: str | Sequence[str], images: int) -> dict[str, Any]:
@@ -237,7 +287,7 @@ def _negative_text(case: Case, prompts: str | Sequence[str], images: int) -> dic
 
     module.forward = functools.update_wrapper(note, type(module).forward)
     run(case, pipe, prompts, images)
-    changing = {"self", case.latents, "timestep", "return_dict"}
+    changing = {"self", case.latents, "timestep", "return_dict", *RESIDUALS}
     return {name: value for name, value in seen[1].items() if name not in changing}
 
 
@@ -283,6 +333,17 @@ def check_a_batch_is_the_references(case: Case) -> None:
         guided = run(case, pipe, PROMPTS, images=2)
     close(guided, reference(case, PROMPTS, images=2))
     assert len(guided) == 4 and not torch.equal(guided[0], guided[2])
+
+
+def check_the_sign_is_the_references(case: Case) -> None:
+    """With lambda = 0 only elements act where the prompt's noise is below the concept's: that is the sign of the factor."""
+    pipe = case.pipe()
+    with guard(pipe, policy(threshold=0.0)):
+        guided = run(case, pipe)
+    expected = reference(case, threshold=0.0)
+    close(guided, expected)
+    everywhere = reference(case)
+    assert (expected - everywhere).abs().max() > 10 * tolerance(expected), "the threshold hardly does anything"
 
 
 def check_rows(case: Case) -> None:
@@ -346,6 +407,7 @@ CHECKS = (
     check_off_changes_nothing,
     check_guidance_is_the_references,
     check_a_batch_is_the_references,
+    check_the_sign_is_the_references,
     check_rows,
     check_nothing_stays,
 )

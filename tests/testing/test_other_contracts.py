@@ -165,7 +165,8 @@ def test_an_argument_that_the_denoiser_does_not_take_is_named() -> None:
 
 def test_a_missing_method_is_named() -> None:
     class Half:
-        name, latents_argument, text_arguments, listed_arguments = "tiny", "sample", ("text",), ()
+        name, latents_argument, text_arguments = "tiny", "sample", ("text",)
+        listed_arguments, shared_arguments = (), ()
         apart, guidance_argument, needs_negative_prompt = False, "guidance_scale", False
 
     said = {outcome.test: outcome.failure for outcome in outcomes(case_of(family(Half)))}  # type: ignore[arg-type]

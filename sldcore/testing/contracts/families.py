@@ -28,6 +28,7 @@ ATTRIBUTES: Final[dict[str, type]] = {
     "latents_argument": str,
     "text_arguments": tuple,
     "listed_arguments": tuple,
+    "shared_arguments": tuple,
     "apart": bool,
     "guidance_argument": str,
     "needs_negative_prompt": bool,
@@ -143,9 +144,7 @@ class FamilyContract(Contract):
     def test_texts_are_encoded_to_one_row_each(self) -> None:
         made, pipe = self.make(), self.pipe()
         encoded = made.encode(pipe, TEXTS, NO_OPTIONS)
-        require(
-            len(encoded) == len(TEXTS), f"encode() gave {len(encoded)} encodings for {len(TEXTS)} texts"
-        )
+        require(len(encoded) == len(TEXTS), f"encode() gave {len(encoded)} encodings for {len(TEXTS)} texts")
         for text, each in zip(TEXTS, encoded, strict=True):
             got = set(each)
             require(
