@@ -21,7 +21,7 @@ def family(name: str, description: str, place: str, *pipelines: str) -> FamilyKi
 KINDS: tuple[FamilyKind, ...] = (
     family(
         "stable-diffusion",
-        "Stable Diffusion 1.x and 2.x, ControlNet variants included",
+        "Stable Diffusion 1.x and 2.x, with ControlNet, T2I-Adapter, PAG, depth, boxes, or at four times the size too",
         "sd:StableDiffusion",
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",
@@ -29,5 +29,15 @@ KINDS: tuple[FamilyKind, ...] = (
         "StableDiffusionControlNetPipeline",
         "StableDiffusionControlNetImg2ImgPipeline",
         "StableDiffusionControlNetInpaintPipeline",
+        "StableDiffusionPAGPipeline",
+        "StableDiffusionPAGImg2ImgPipeline",
+        "StableDiffusionPAGInpaintPipeline",
+        "StableDiffusionControlNetPAGPipeline",
+        "StableDiffusionControlNetPAGInpaintPipeline",
+        "StableDiffusionAdapterPipeline",
+        "StableDiffusionControlNetXSPipeline",
+        "StableDiffusionDepth2ImgPipeline",
+        "StableDiffusionGLIGENPipeline",
+        "StableDiffusionUpscalePipeline",
     ),
 )

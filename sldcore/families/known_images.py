@@ -7,21 +7,6 @@ from sldcore.families.known import family
 
 KINDS: tuple[FamilyKind, ...] = (
     family(
-        "stable-diffusion-variants",
-        "Stable Diffusion 1.x and 2.x with PAG, T2I-Adapter, depth, boxes, or at four times the size",
-        "sd_variants:StableDiffusionVariant",
-        "StableDiffusionPAGPipeline",
-        "StableDiffusionPAGImg2ImgPipeline",
-        "StableDiffusionPAGInpaintPipeline",
-        "StableDiffusionControlNetPAGPipeline",
-        "StableDiffusionControlNetPAGInpaintPipeline",
-        "StableDiffusionAdapterPipeline",
-        "StableDiffusionControlNetXSPipeline",
-        "StableDiffusionDepth2ImgPipeline",
-        "StableDiffusionGLIGENPipeline",
-        "StableDiffusionUpscalePipeline",
-    ),
-    family(
         "instruct-pix2pix",
         "InstructPix2Pix on Stable Diffusion",
         "pix2pix:InstructPix2Pix",

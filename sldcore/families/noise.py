@@ -20,7 +20,7 @@ def schedule_of(scheduler: Any, calls: int, sign: int = 1) -> Schedule:
     Raises:
         GuidanceError: the noise levels cannot be told.
     """
-    make = flow_schedule if is_flow(scheduler) else discrete_schedule
+    make = flow_schedule if is_flow(scheduler) else edm_schedule if is_edm(scheduler) else discrete_schedule
     schedule = make(scheduler, calls)
     if sign == 1:
         return schedule
@@ -60,6 +60,34 @@ def flow_schedule(scheduler: Any, calls: int) -> Schedule:
     levels = [min(max(1 - level if inverted else level, 0.0), 1.0) for level in levels]
     sign = -1.0 if inverted else 1.0
     return Schedule(tuple(timesteps), tuple(levels), tuple(sign * (1 - level) for level in levels))
+
+
+def is_edm(scheduler: Any) -> bool:
+    """True for a denoiser that is preconditioned as in EDM (arXiv 2206.00364), x = x0 + sigma eps."""
+    return type(scheduler).__name__.startswith("EDM")
+
+
+def edm_schedule(scheduler: Any, calls: int) -> Schedule:
+    """The schedule of x0 = c_skip x + c_out F, at fixed x: d eps = -(c_out / sigma) dF.
+
+    |c_out| is sigma sigma_data / sqrt(sigma^2 + sigma_data^2); it is negative for v-prediction.
+
+    Raises:
+        GuidanceError: an unknown prediction type.
+    """
+    data, kind = float(scheduler.config.sigma_data), scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise GuidanceError(
+            f"prediction type '{kind}' is unknown to EDM; supported are epsilon and v_prediction"
+        )
+    sign = 1.0 if kind == "v_prediction" else -1.0
+    sigmas = [float(value) for value in scheduler.sigmas[:-1][-calls:].tolist()]
+    sizes = [sqrt(sigma**2 + data**2) for sigma in sigmas]
+    return Schedule(
+        tuple(float(value) for value in scheduler.timesteps[-calls:].tolist()),
+        tuple(sigma / size for sigma, size in zip(sigmas, sizes, strict=True)),
+        tuple(sign * data / size for size in sizes),
+    )
 
 
 def discrete_schedule(scheduler: Any, calls: int) -> Schedule:

@@ -1,4 +1,7 @@
-"""Stable Diffusion 1.x and 2.x, ControlNet variants included: one CLIP text encoder, a UNet, [uncond; cond]."""
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet, [uncond; cond].
+
+What else variants give the UNet (ControlNet, T2I-Adapter, depth, boxes) is copied with the conditional row.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from sldcore.errors import ConceptError
-from sldcore.families.base import DiffusersFamily, TextOptions
+from sldcore.families.base import TextOptions
+from sldcore.families.pag import PerturbedAttention
 
 _PLACEHOLDER: Final = "a"
 
 
-class StableDiffusion(DiffusersFamily):
+class StableDiffusion(PerturbedAttention):
     """Text goes into the UNet as ``encoder_hidden_states`` [2B, L, D]."""
 
     name = "stable-diffusion"

@@ -16,8 +16,8 @@ from sldcore.families.hunyuandit import HunyuanDiT
 from sldcore.families.kolors import Kolors
 from sldcore.families.pix2pix import InstructPix2Pix, InstructPix2PixXL
 from sldcore.families.pixart import PixArt
+from sldcore.families.sd import StableDiffusion
 from sldcore.families.sd3 import StableDiffusion3
-from sldcore.families.sd_variants import StableDiffusionVariant
 from sldcore.families.sdxl import StableDiffusionXL
 
 Text = Callable[[Any, str], Mapping[str, Tensor]]
@@ -116,7 +116,7 @@ PIXART = [case("pixart", each, PixArt, pixart_text, "epsilon") for each in tiny.
 KOLORS = [case("kolors", each, Kolors, sdxl_text, "epsilon", **UNET) for each in tiny.KOLORS.values()]
 HUNYUANDIT = [case("hunyuandit", each, HunyuanDiT, hunyuan_text, "v") for each in tiny.HUNYUANDIT.values()]
 SD_VARIANTS = [
-    case("sd", each, StableDiffusionVariant, sd_text, "epsilon", **UNET)
+    case("sd", each, StableDiffusion, sd_text, "epsilon", **UNET)
     for each in tiny.SD_RELATIVES.values()
 ]
 INSTRUCT = [
