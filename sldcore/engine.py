@@ -22,7 +22,7 @@ from sldcore.families import family_of
 from sldcore.filters.base import PictureContext, PromptContext
 from sldcore.filters.chain import Chain, Findings
 from sldcore.filters.pipeline_checker import reviewing
-from sldcore.frames import Pixels, all_frames, frames_asked, over_frames, pixels_of
+from sldcore.frames import Pixels, all_frames, over_frames, pixels_of
 from sldcore.guidance.base import StepHook
 from sldcore.outcome import (
     Outcome,
@@ -157,9 +157,7 @@ class SafetyEngine:
             for verdict in checker.of(index)[0]:
                 found.verdicts.insert(0, verdict)
                 found.flagged_by += [(CHECKER, verdict)] if verdict.flagged else []
-            report = report_of(
-                sample, contexts[index], 0 if session.run is None else session.run.rows_of(index)
-            )
+            report = report_of(sample, contexts[index], sum(run.rows_of(index) for run in session.runs))
             made.append(Made(pixels[index], decide(report, found, sample.policy), found, contexts[index]))
         return Outcome(tuple(made), trace, session.scheduler)
 
@@ -271,7 +269,7 @@ class SafetyEngine:
     def _without(self, request: Request, findings: Sequence[Findings]) -> Outcome:
         """Pictures that are not made: black, of the size that they would have had."""
         height, width = self._family.picture_size(self.pipe, request.arguments)
-        count = frames_asked(self._call, request.arguments)
+        count = self._family.frames(self.pipe, request.arguments)
         frames = () if count is None else (count,)
         made = []
         for sample, found in zip(request.samples, findings, strict=True):

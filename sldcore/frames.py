@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -48,15 +47,6 @@ def pixels_of(output: Any, expected: int) -> list[Pixels]:
             f"nothing is shown"
         )
     return pixels
-
-
-def frames_asked(call: Any, arguments: Any) -> int | None:
-    """How many frames a call of a pipeline asks for; None if it makes pictures."""
-    parameter = signature(call).parameters.get("num_frames")
-    if parameter is None:
-        return None
-    asked = arguments.get("num_frames", parameter.default)
-    return asked if isinstance(asked, int) and asked > 0 else 1
 
 
 def over_frames(frames: Sequence[Findings]) -> Findings:

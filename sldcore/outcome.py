@@ -55,22 +55,22 @@ def failures_of(
 ) -> list[tuple[Failure, ...]]:
     """Everything that went wrong before the filters looked, per picture."""
     found: list[list[Failure]] = [[] for _ in samples]
-    run = session.run
-    for index, sample in enumerate(samples):
-        if run is None:
+    if not session.runs:
+        for index, sample in enumerate(samples):
             if sample.policy.guides:
                 found[index].append(Failure("engine", "", "the pipeline never called the guarded denoiser"))
-        else:
+    for run in session.runs:
+        for index in range(len(samples)):
             found[index] += run.failures.get(index, [])
-            if session.waiting and not found[index]:
-                message = "the denoiser was called once at the last step and not again: guidance was off"
-                found[index].append(Failure("engine", "", message))
             if not run.finished and not found[index]:
                 message = f"the pipeline stopped after {run.calls} of {len(run.schedule)} denoiser calls"
                 found[index].append(Failure("engine", "", message))
-    if run is not None:
         for index, failure in [*run.nonfinite().items(), *(run.idle().items() if run.finished else ())]:
             found[index].append(failure)
+    if session.waiting:
+        message = "the denoiser was called once at the last step and not again, so guidance was off"
+        for failures in found:
+            failures += [] if failures else [Failure("engine", "", message)]
     for index, picture in enumerate(pixels):
         if not np.isfinite(picture).all():
             found[index].append(Failure("engine", "", "the decoded picture contains NaN or Inf"))

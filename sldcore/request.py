@@ -61,10 +61,6 @@ class Request:
         """
         if num_images < 1:
             raise GuidanceError(f"num_images is {num_images}; ask for at least one picture per prompt")
-        if num_images > 1 and per_prompt is None:
-            raise GuidanceError(
-                f"num_images is {num_images}, and this pipeline makes one picture per prompt; give the prompt several times"
-            )
         for name, instead in (*((each, "num_images") for each in PER_PROMPT), ("return_dict", "")):
             if name in arguments:
                 use = f"use {instead} instead" if instead else "the engine always returns a Result"
@@ -81,7 +77,11 @@ class Request:
             for image in range(num_images)
         )
         whole = prompt if prompt is None or isinstance(prompt, str) else list(prompt)
-        return cls(whole, samples, num_images, arguments, per_prompt)
+        request = cls(whole, samples, num_images, arguments, per_prompt)
+        repeats = (
+            num_images > 1 and per_prompt != PER_PROMPT[0]
+        )  # many video pipelines make one per prompt, whatever is asked
+        return request.part(range(len(samples)), samples) if repeats else request
 
     def call(self) -> dict[str, Any]:
         """The pipeline's arguments for all samples."""

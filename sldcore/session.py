@@ -16,7 +16,7 @@ from sldcore.denoiser import DenoiserCall, Forward, forward_signature, install, 
 from sldcore.encoding import ConceptEncoder, RunConcepts
 from sldcore.errors import GuidanceError, SafetyFailure
 from sldcore.families import family_of
-from sldcore.families.base import NO_OPTIONS, Family, TextOptions
+from sldcore.families.base import Family, TextOptions
 from sldcore.guidance.base import StepHook
 from sldcore.policy import SafetyPolicy
 from sldcore.resolution import check_policies, resolve_policy, scheduler_of
@@ -55,15 +55,20 @@ class Session:
         self._strict = strict
         self._concepts: dict[TextOptions, RunConcepts] = {}
         self._encoded: Mapping[str, Any] = {}  # arguments of the call's own encode_prompt
-        self._run: GuidedRun | None = None
+        self._runs: list[GuidedRun] = []
         self._stepper: Stepper | None = None
         self._timesteps: Any = None
-        self._live = self._inside = self._used = False
+        self._live = self._inside = self._used = self._ended = False
 
     @property
     def run(self) -> GuidedRun | None:
-        """The run of the latest pipeline call; None before the first denoiser call."""
-        return self._run
+        """The latest run; None before the first denoiser call."""
+        return self._runs[-1] if self._runs else None
+
+    @property
+    def runs(self) -> tuple[GuidedRun, ...]:
+        """All runs of the latest pipeline call: one, unless it goes through its timesteps several times."""
+        return tuple(self._runs)
 
     @property
     def waiting(self) -> bool:
@@ -77,12 +82,12 @@ class Session:
         Raises:
             SafetyFailure: the pipeline has not called its denoiser with classifier-free guidance yet.
         """
-        if self._run is None:
+        if self.run is None:
             raise SafetyFailure(
                 "there is no trace: the guarded denoiser has not been called with classifier-free guidance. Call the "
                 "pipeline that was given to guard(), inside the with block, with guidance_scale > 1"
             )
-        return self._run.trace
+        return self.run.trace
 
     def concepts(self, options: TextOptions) -> RunConcepts:
         """The concepts of the session's policies, encoded as a call with these options encodes its prompts."""
@@ -169,7 +174,7 @@ class Session:
     def _require_use(self) -> None:
         """At the end of a pipeline call whose picture the session cannot withhold: was it guarded at all?"""
         used, self._used = self._used, False
-        self._encoded = {}
+        self._encoded, self._ended = {}, True
         if self._strict and self.waiting:
             raise SafetyFailure(
                 "the denoiser was called once at the last step and not again, so nothing guided the picture: "
@@ -220,27 +225,34 @@ class Session:
     def _run_of(self, call: DenoiserCall, parts: tuple[str, ...]) -> tuple[GuidedRun, Stepper]:
         """The current run, or a new one if the pipeline has set new timesteps since."""
         timesteps = self._pipe.scheduler.timesteps
-        if self._run is None or self._stepper is None or timesteps is not self._timesteps:
+        if not self._runs or self._stepper is None or timesteps is not self._timesteps:
             self._timesteps = timesteps
             concepts = self.concepts(self._family.text_options(self._pipe, self._encoded))
-            arguments = dict(call.bound.arguments)
-            with using(self._catalogue):
-                self._run = GuidedRun(
-                    self._family.schedule(self._pipe),
-                    self._per_sample(call.batch),
-                    self._resolved,
-                    concepts,
-                    self._hooks,
-                    self._strict,
-                    call.latents.device,
-                    lambda strength: self._family.spatial_map(strength, arguments),
-                    len(parts),
-                )
-            if self._family.apart:
-                self._stepper = Apart(self._run, concepts, self._pipe, self._family, parts, self._position)
-            else:
-                self._stepper = Together(self._run, concepts, self._pipe, self._family)
-        return self._run, self._stepper
+            if self._ended:
+                self._runs, self._ended = [], False
+            self._runs.append(self._new_run(call, parts, concepts))
+            self._stepper = self._new_stepper(self._runs[-1], concepts, parts)
+        return self._runs[-1], self._stepper
+
+    def _new_run(self, call: DenoiserCall, parts: tuple[str, ...], concepts: RunConcepts) -> GuidedRun:
+        arguments = dict(call.bound.arguments)
+        with using(self._catalogue):
+            return GuidedRun(
+                self._family.schedule(self._pipe),
+                self._per_sample(call.batch),
+                self._resolved,
+                concepts,
+                self._hooks,
+                self._strict,
+                call.latents.device,
+                lambda strength: self._family.spatial_map(strength, arguments),
+                len(parts),
+            )
+
+    def _new_stepper(self, run: GuidedRun, concepts: RunConcepts, order: tuple[str, ...]) -> Stepper:
+        if self._family.apart:
+            return Apart(run, concepts, self._pipe, self._family, order, self._position)
+        return Together(run, concepts, self._pipe, self._family)
 
     def _part(self, order: tuple[str, ...]) -> str:
         """Which part a call is, of a denoiser that is called once for each."""
@@ -311,6 +323,6 @@ def guard(
         )
     family = family_of(pipe)
     session = Session(pipe, family, ConceptEncoder(pipe, family), policies, step_hooks, strict=True)
-    session.concepts(NO_OPTIONS)
+    session.concepts(family.options_of_call(pipe, {}))
     with session.active():
         yield session

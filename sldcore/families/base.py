@@ -22,6 +22,8 @@ UNCOND: Final = "uncond"
 COND: Final = "cond"
 NO_CUT: Final = 1_000_000
 """Window of an encoder that cuts nothing off."""
+FRAMES: Final = ("num_frames", "video_length")
+"""What pipelines call the number of frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,10 @@ class Family(Protocol):
 
     def picture_size(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Height and width, in pixels, of the pictures that a call asks for."""
+        ...
+
+    def frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+        """How many frames a call asks for; None if it makes pictures."""
         ...
 
 
@@ -332,6 +338,18 @@ class DiffusersFamily:
             arguments.get(name) or own * factor for name, own in zip(("height", "width"), sides, strict=True)
         )
         return int(height), int(width)
+
+    def frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+        """What the call says or its default; of a video to start from, its own number."""
+        taken = signature(type(pipe).__call__).parameters
+        for name in FRAMES:
+            if name in taken:
+                asked = arguments.get(name, taken[name].default)
+                return asked if isinstance(asked, int) and asked > 0 else 1
+        if "video" in taken:
+            video: Any = arguments.get("video")
+            return len(video) or 1 if hasattr(video, "__len__") else 1
+        return None
 
     def _windows(self, pipe: Any, options: TextOptions) -> dict[str, int]:
         """Window of each tokenizer that the pipeline has."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import pytest
+import tiny_transformer_denoisers as denoisers
 import tiny_transformers as tiny
 import torch
 from family_checks import Case
@@ -116,7 +118,7 @@ DISTILLED: dict[str, Any] = {**APART, "unguided": {"true_cfg_scale": 1.0}}
 PAG: dict[str, Any] = {
     "parts": ("uncond", "cond", "perturbed"),
     "parts_at_once": True,
-    "concept_module": lambda pipe: tiny.sana(),
+    "concept_module": lambda pipe: denoisers.sana(),
 }
 
 SANAS = [
@@ -200,3 +202,26 @@ OTHERS_APART = [
     ),
 ]
 CASES = [*SANAS, *TOGETHER, *COGVIEW4, *FLUXES, *CHROMAS, *QWENS, *OTHERS_APART]
+BY_NAME = {case.name: case for case in CASES}
+FIRST = (
+    "Sana",
+    "AuraFlow",
+    "CogView3Plus",
+    "Lumina",
+    "HiDreamImage",
+    "Bria",
+    "CogView4",
+    "Flux",
+    "Chroma",
+    "QwenImage",
+    "Lumina2",
+    "OvisImage",
+    "LongCatImage",
+    "StableCascadePrior",
+)
+"""One of each family."""
+
+
+def named(*names: str) -> Any:
+    """Run a test for the cases of these names."""
+    return pytest.mark.parametrize("case", [BY_NAME[name] for name in names], ids=lambda case: case.name)
