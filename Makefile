@@ -10,7 +10,7 @@ DEMO := out/demo
 # Tests are many small operations: more threads would only wait for each other.
 TEST_THREADS ?= 2
 
-.PHONY: help demo test lint types format hooks schema clean
+.PHONY: help demo test lint types format hooks models schema clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -37,6 +37,9 @@ format: $(STAMP)  ## apply format and safe fixes
 hooks: $(STAMP)  ## write docs/hooks.md anew
 	$(BIN)/python -c 'from sldcore.documents import write_text_atomically as write; \
 		from sldcore.hook_reference import markdown; write("docs/hooks.md", markdown())'
+
+models: $(STAMP)  ## write the table of docs/models.md anew
+	PYTHONPATH=tests:tests/families $(BIN)/python -W ignore tests/families/support_matrix.py
 
 schema: $(STAMP)  ## write concepts/schema.json anew
 	$(BIN)/python -c 'import json; from sldcore.concepts import pack_schema as schema; \

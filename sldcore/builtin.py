@@ -20,7 +20,7 @@ from sldcore.contributions import (
     SchedulerKind,
     WindowKind,
 )
-from sldcore.families import known, known_images, known_transformers, known_video
+from sldcore.families import known
 from sldcore.filters import (
     clip_concepts,
     image_classifier,
@@ -103,7 +103,7 @@ def sld_marks() -> list[MarkKind]:
 @hookimpl
 def sld_families() -> list[FamilyKind]:
     """The kinds of pipelines that diffusers has and guidance can act in."""
-    return [*known.KINDS, *known_images.KINDS, *known_transformers.KINDS, *known_video.KINDS]
+    return list(known.KINDS)
 
 
 HOOKS: Final[tuple[Callable[[], list[Any]], ...]] = (

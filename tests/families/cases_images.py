@@ -116,8 +116,7 @@ PIXART = [case("pixart", each, PixArt, pixart_text, "epsilon") for each in tiny.
 KOLORS = [case("kolors", each, Kolors, sdxl_text, "epsilon", **UNET) for each in tiny.KOLORS.values()]
 HUNYUANDIT = [case("hunyuandit", each, HunyuanDiT, hunyuan_text, "v") for each in tiny.HUNYUANDIT.values()]
 SD_VARIANTS = [
-    case("sd", each, StableDiffusion, sd_text, "epsilon", **UNET)
-    for each in tiny.SD_RELATIVES.values()
+    case("sd", each, StableDiffusion, sd_text, "epsilon", **UNET) for each in tiny.SD_RELATIVES.values()
 ]
 INSTRUCT = [
     case(

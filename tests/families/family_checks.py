@@ -343,7 +343,9 @@ def check_the_sign_is_the_references(case: Case) -> None:
     expected = reference(case, threshold=0.0)
     close(guided, expected)
     everywhere = reference(case)
-    assert (expected - everywhere).abs().max() > 10 * tolerance(expected), "the threshold hardly does anything"
+    assert (expected - everywhere).abs().max() > 10 * tolerance(expected), (
+        "the threshold hardly does anything"
+    )
 
 
 def check_rows(case: Case) -> None:

@@ -18,7 +18,6 @@ from family_checks import CHECKS, PROMPT, PROMPTS, Case, close, counting, policy
 
 from sldcore.errors import GuidanceError
 from sldcore.families import family_of
-from sldcore.families.known_images import KINDS
 from sldcore.session import guard
 
 pytestmark = pytest.mark.filterwarnings("ignore:The decode_latents method is deprecated:FutureWarning")
@@ -297,9 +296,3 @@ def test_without_classifier_free_guidance_a_policy_is_refused(case: Case) -> Non
     pipe = case.pipe()
     with pytest.raises(GuidanceError, match="classifier-free"), guard(pipe, policy()):
         run(case, pipe, **case.unguided)
-
-
-def test_every_class_of_the_group_has_a_case() -> None:
-    named = {name for kind in KINDS for name in kind.pipelines}
-    tested = {type(case.pipe()).__name__ for case in CASES}
-    assert named == tested

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases_video import CASES, FROM_TEXT, named
+from cases_video import FROM_TEXT, named
 from family_checks import (
     CHECKS,
     PROMPT,
@@ -25,7 +25,6 @@ from family_checks import (
 from sldcore import SafetyEngine
 from sldcore.errors import GuidanceError
 from sldcore.families import family_of
-from sldcore.families.known_video import KINDS
 from sldcore.session import guard
 
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype:UserWarning")
@@ -40,11 +39,6 @@ def test_video_pipelines(case: Case, check: Callable[[Case], None]) -> None:
     if case.name in ONE_AT_A_TIME and check is check_a_batch_is_the_references:
         pytest.skip("the pipeline takes no batches")
     check(case)
-
-
-def test_every_class_of_the_group_has_a_case() -> None:
-    known = {name for kind in KINDS for name in kind.pipelines}
-    assert known == {type(case.pipe()).__name__ for case in CASES}
 
 
 @named(*FROM_TEXT)

@@ -397,6 +397,21 @@ HUNYUANDIT = _listed(
 )
 
 SD_RELATIVES = _listed(
+    Tiny("StableDiffusionImg2ImgPipeline", _sd, arguments=_image(strength=0.75)),
+    Tiny("StableDiffusionInpaintPipeline", _sd, arguments=_inpaint(strength=0.75)),
+    Tiny("StableDiffusionControlNetPipeline", _sd, _with_controlnet(sd_controlnet), _image()),
+    Tiny(
+        "StableDiffusionControlNetImg2ImgPipeline",
+        _sd,
+        _with_controlnet(sd_controlnet),
+        _image(control_image=picture(1), strength=0.75),
+    ),
+    Tiny(
+        "StableDiffusionControlNetInpaintPipeline",
+        _sd,
+        _with_controlnet(sd_controlnet),
+        _inpaint(control_image=picture(1), strength=0.75),
+    ),
     Tiny("StableDiffusionPAGPipeline", _sd, lambda: dict(PAG_LAYERS)),
     Tiny("StableDiffusionPAGImg2ImgPipeline", _sd, lambda: dict(PAG_LAYERS), _image(strength=0.75)),
     Tiny("StableDiffusionPAGInpaintPipeline", _sd, lambda: dict(PAG_LAYERS), _inpaint(strength=0.75)),
