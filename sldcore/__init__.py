@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sldcore.catalogue import Catalogue
     from sldcore.concepts import ConceptPack
     from sldcore.engine import SafetyEngine
+    from sldcore.guider import SafetyGuider
     from sldcore.loading import load_pipeline
     from sldcore.pipeline import SLDPipeline
     from sldcore.policy import Preset, SafetyPolicy
@@ -27,6 +28,7 @@ __all__ = [
     "Result",
     "SLDPipeline",
     "SafetyEngine",
+    "SafetyGuider",
     "SafetyPolicy",
     "Verdict",
     "__version__",
@@ -41,6 +43,7 @@ _HOMES = {
     "Result": "types",
     "SLDPipeline": "pipeline",
     "SafetyEngine": "engine",
+    "SafetyGuider": "guider",
     "SafetyPolicy": "policy",
     "Verdict": "types",
     "guard": "session",

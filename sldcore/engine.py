@@ -157,7 +157,9 @@ class SafetyEngine:
             for verdict in checker.of(index)[0]:
                 found.verdicts.insert(0, verdict)
                 found.flagged_by += [(CHECKER, verdict)] if verdict.flagged else []
-            report = report_of(sample, contexts[index], sum(run.rows_of(index) for run in session.runs))
+            rows = sum(run.rows_of(index) for run in session.runs)
+            plain_rows = sum(run.plain_rows for run in session.runs)
+            report = report_of(sample, contexts[index], rows, plain_rows)
             made.append(Made(pixels[index], decide(report, found, sample.policy), found, contexts[index]))
         return Outcome(tuple(made), trace, session.scheduler)
 
@@ -233,7 +235,7 @@ class SafetyEngine:
         for index, sample in zip(chosen, samples, strict=True):
             context = PictureContext(sample.prompt, sample.seed, sample.policy)
             findings = Findings(failures=[Failure("regeneration", __version__, str(problem))])
-            report = decide(report_of(sample, context, 0), findings, sample.policy)
+            report = decide(report_of(sample, context), findings, sample.policy)
             made.append(Made(np.zeros_like(outcome.made[index].pixels), report, findings, context))
         return Outcome(tuple(made), empty_trace(len(made)))
 
@@ -274,7 +276,7 @@ class SafetyEngine:
         made = []
         for sample, found in zip(request.samples, findings, strict=True):
             context = PictureContext(sample.prompt, sample.seed, sample.policy)
-            report = decide(report_of(sample, context, 0), found, sample.policy)
+            report = decide(report_of(sample, context), found, sample.policy)
             made.append(Made(np.zeros((*frames, height, width, 3), np.float32), report, found, context))
         return Outcome(tuple(made), empty_trace(len(made)))
 

@@ -78,7 +78,7 @@ def failures_of(
     return [tuple(failures) for failures in found]
 
 
-def report_of(sample: Sample, context: PictureContext, rows: int) -> Report:
+def report_of(sample: Sample, context: PictureContext, rows: int = 0, plain_rows: int = 0) -> Report:
     """The report of a picture before anything is said about it."""
     return Report(
         prompt=sample.prompt,
@@ -87,6 +87,7 @@ def report_of(sample: Sample, context: PictureContext, rows: int) -> Report:
         policy_digest=sample.policy.digest,
         concepts=dict(context.concepts),
         rows=rows,
+        plain_rows=plain_rows,
     )
 
 

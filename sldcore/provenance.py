@@ -175,7 +175,7 @@ def result_document(result: Result, files: Sequence[Mapping[str, str]]) -> dict[
         {
             "files": dict(names),
             **report_document(report),
-            "plain_rows": 2 * len(result.trace.timesteps),
+            "plain_rows": report.plain_rows,
             "trace": trace_summary(result.trace, sample, report.concepts),
         }
         for sample, (report, names) in enumerate(zip(result.reports, files, strict=True))

@@ -150,4 +150,5 @@ def joined(earlier: Report, later: Report) -> Report:
         attempts=earlier.attempts + 1,
         earlier=(*earlier.earlier, attempt_of(earlier)),
         rows=earlier.rows + later.rows,
+        plain_rows=earlier.plain_rows + later.plain_rows,
     )

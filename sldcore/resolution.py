@@ -30,6 +30,7 @@ from sldcore.filters.base import Mark, PostFilter, PromptFilter
 from sldcore.guidance.base import Guidance, StepHook
 from sldcore.guidance.windows import strength_of
 from sldcore.policy import FilterUse, GuidanceSpec, Options, PromptFilterUse, SafetyPolicy, Use
+from sldcore.schedulers import prediction_of
 
 K = TypeVar("K", PostFilterKind, PromptFilterKind, MarkKind, StepHookKind)
 
@@ -238,7 +239,7 @@ def scheduler_of(policies: Sequence[SafetyPolicy], config: Any) -> Any:
         raise PluginError(
             f"scheduler '{kind.name}' is broken: its factory gave {type(made).__name__}, which has no {listed(lacking)}"
         )
-    own, other = (dict(each).get("prediction_type") for each in (config, made.config))
+    own, other = (prediction_of(dict(each)) for each in (config, made.config))
     if own != other:
         raise PluginError(
             f"scheduler '{kind.name}' is made for models that predict '{other}', and the pipeline's predicts '{own}'; make it "

@@ -103,7 +103,12 @@ class GuidedRun:
 
     def rows_of(self, sample: int) -> int:
         """Denoiser rows evaluated for one sample so far: one per part of each step, and its concept rows."""
-        return self._parts * self.calls + self._concept_rows[sample]
+        return self.plain_rows + self._concept_rows[sample]
+
+    @property
+    def plain_rows(self) -> int:
+        """Rows of each sample so far that are no concept's."""
+        return self._parts * self.calls
 
     @property
     def batch(self) -> int:

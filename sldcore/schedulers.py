@@ -94,6 +94,11 @@ def is_flow_config(config: Mapping[str, Any]) -> bool:
     )
 
 
+def prediction_of(config: Mapping[str, Any]) -> str | None:
+    """What the model predicts, the same whether its scheduler's class says so in the config (UniPC) or not (FlowMatch)."""
+    return "flow_prediction" if is_flow_config(config) else config.get("prediction_type")
+
+
 def fitting(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The names that fit the model whose scheduler has this config."""
     return tuple(name for name, solver in SOLVERS.items() if _why_not(solver, config) is None)

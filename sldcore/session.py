@@ -284,6 +284,11 @@ class Session:
         return self._policies
 
 
+def has_guider(pipe: Any) -> bool:
+    """Whether the pipeline leaves guidance to a guider: the modular ones, and some classic ones."""
+    return getattr(pipe, "guider", None) is not None
+
+
 def as_policy(policy: SafetyPolicy | str) -> SafetyPolicy:
     """A policy, or the preset of that name."""
     return policy if isinstance(policy, SafetyPolicy) else SafetyPolicy.preset(policy)
@@ -294,10 +299,11 @@ def guard(
     pipe: Any,
     policy: SafetyPolicy | str | Sequence[SafetyPolicy | str],
     step_hooks: Sequence[StepHook] = (),
-) -> Iterator[Session]:
+) -> Iterator[Any]:
     """Guide every call of ``pipe`` inside the ``with`` block; leave it as it was afterwards.
 
-    For your own calls of a diffusers pipeline, with whatever arguments it takes. Only guidance acts here: nothing
+    For your own calls of a diffusers pipeline, classic or modular, with whatever arguments it takes. Where a pipeline has a
+    guider, a :class:`sldcore.SafetyGuider` is put around it. Only guidance acts here: nothing
     reviews the pictures, so a failure (an exception in a method or hook, NaN) raises instead of withholding them.
 
     Args:
@@ -321,6 +327,14 @@ def guard(
             f"guard() reviews and marks nothing, and policy '{reviewed[0]}' names filters or marks; use SafetyEngine, or "
             f"policy.replace(filters=(), prompt_filters=(), marks=())"
         )
+    if has_guider(pipe):
+        from sldcore.modular.guarding import (
+            guarding,  # what diffusers calls experimental is imported where it is used
+        )
+
+        with guarding(pipe, policies, step_hooks) as modular:
+            yield modular
+        return
     family = family_of(pipe)
     session = Session(pipe, family, ConceptEncoder(pipe, family), policies, step_hooks, strict=True)
     session.concepts(family.options_of_call(pipe, {}))

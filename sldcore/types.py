@@ -214,6 +214,8 @@ class Report:
     rows: int = 0
     """Denoiser rows evaluated for this picture, all attempts: one per part of each step (two, or three with perturbed
     attention), and one per concept row."""
+    plain_rows: int = 0
+    """What ``rows`` would be without concept rows."""
     earlier: tuple[Attempt, ...] = ()
     marks: tuple[str, ...] = ()
 

@@ -17,6 +17,7 @@ NAMES = {
     "SafetyEngine": "sldcore.engine",
     "SafetyPolicy": "sldcore.policy",
     "Verdict": "sldcore.types",
+    "SafetyGuider": "sldcore.guider",
     "guard": "sldcore.session",
     "load_pipeline": "sldcore.loading",
 }

@@ -19,6 +19,7 @@ OPTIONAL: Final = {
     "accelerate": ("offloading and fast loading of large models", "pip install accelerate"),
     "peft": ("LoRA weights", "pip install 'sldcore[lora]'"),
     "scipy": ("the LMS scheduler", "pip install scipy"),
+    "gguf": ("weights in GGUF files", "pip install 'sldcore[gguf]'"),
     "matplotlib": ("the plots of `sld generate --compare`", "pip install matplotlib"),
 }
 
@@ -164,29 +165,34 @@ def _cached_models() -> tuple[Model, ...]:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    from sldcore.families import supported_classes
+    from sldcore.errors import ConfigurationError
+    from sldcore.loading.index import INDEX, MODULAR_INDEX, read_index
 
-    known = set(supported_classes())
     try:
         repositories = sorted(scan_cache_dir().repos, key=lambda repository: repository.repo_id)
     except CacheNotFound:
         return ()
     found = []
     for repository in repositories:
-        index = next(
-            (
-                file
-                for revision in repository.revisions
-                for file in revision.files
-                if file.file_name == "model_index.json"
-            ),
-            None,
-        )
-        if repository.repo_type != "model" or index is None:
+        if repository.repo_type != "model":
             continue
-        name = str(json.loads(index.file_path.read_text(encoding="utf-8")).get("_class_name"))
-        detail = name if name in known else f"{name} is not supported"
-        found.append(Model(repository.repo_id, name in known, f"{detail}, in the Hugging Face cache"))
+        folders = [
+            file.file_path.parent
+            for revision in repository.revisions
+            for file in revision.files
+            if file.file_name in (INDEX, MODULAR_INDEX)
+        ]
+        if not folders:
+            continue
+        try:
+            index = read_index(folders[0])
+            index.check()
+        except ConfigurationError as problem:
+            detail = str(problem).partition(". Supported classes")[0]
+            found.append(Model(repository.repo_id, False, detail))
+        else:
+            detail = f"{index.class_name}, in the Hugging Face cache"
+            found.append(Model(repository.repo_id, True, detail))
     return tuple(found)
 
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sldcore.cli.generation_request import (
+    DEFAULT_FPS,
     PLAYGROUND,
     Request,
     check_guidance,
@@ -41,7 +42,10 @@ def generate(
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="'playground' (the embedded toy), a diffusers folder, or a hub id.")
+        str,
+        typer.Option(
+            help="'playground' (the embedded toy), a diffusers folder, a .safetensors checkpoint, or a hub id."
+        ),
     ] = PLAYGROUND,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of each prompt's first picture; further ones count up.")
@@ -50,7 +54,10 @@ def generate(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance_scale: Annotated[
         float | None,
-        typer.Option(help="Strength of classifier-free guidance.", show_default="7.5; playground 4"),
+        typer.Option(
+            help="Strength of classifier-free guidance, whatever the pipeline calls it (true_cfg_scale).",
+            show_default="the pipeline's; playground 4",
+        ),
     ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What plain guidance steers away from.")] = None,
     width: Annotated[
@@ -59,6 +66,12 @@ def generate(
     height: Annotated[
         int | None, typer.Option(min=8, help="Pixels, a multiple of 8.", show_default="the model's")
     ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a video.", show_default="the pipeline's")
+    ] = None,
+    fps: Annotated[
+        int, typer.Option(min=1, max=120, help="Frames per second in the file of a video.")
+    ] = DEFAULT_FPS,
     out: Annotated[Path, typer.Option(help="Folder for pictures and result.json.")] = Path("out"),
     compare: Annotated[
         bool,
@@ -75,6 +88,32 @@ def generate(
         Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(help="Number format.", show_default="fits the device"),
     ] = None,
+    offload: Annotated[
+        Literal["none", "model", "sequential", "group"],
+        typer.Option(
+            help="What diffusers keeps in the CPU's memory until it is needed: slower, less GPU memory."
+        ),
+    ] = "none",
+    vae_slicing: Annotated[
+        bool, typer.Option("--vae-slicing", help="Decode the pictures of a batch one by one.")
+    ] = False,
+    vae_tiling: Annotated[bool, typer.Option("--vae-tiling", help="Decode large pictures in tiles.")] = False,
+    transformer: Annotated[
+        Path | None,
+        typer.Option(
+            help="The denoiser's weights in one file, .gguf or .safetensors, instead of the model's."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a checkpoint in one file: a diffusers folder with its configs and tokenizers."
+        ),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run code that the model brings. Read it first."),
+    ] = False,
     audit: Annotated[
         Path | None,
         typer.Option(help="Append one line per picture to this log (JSONL, prompts hashed)."),
@@ -90,7 +129,8 @@ def generate(
 ) -> None:
     """Generate pictures under a safety policy.
 
-    Writes NNNN-SEED.png with metadata, and result.json. With --compare also
+    Writes NNNN-SEED.png with metadata, and result.json. Of a video, NNNN-SEED.webp
+    and the frame in the middle as the picture. With --compare also
     NNNN-SEED-compare.png: unguided, guided, difference, where guidance acted;
     NNNN-SEED-unguided.png, NNNN-SEED-difference.png: two of these alone;
     NNNN-SEED-curves.png: norm of the safety term and relevance at each step.
@@ -105,12 +145,18 @@ def generate(
     messages = Console(stderr=True)
     done = Progressing()
     with _clean_exit(messages, done, out):
-        arguments = pipeline_arguments(model, steps, guidance_scale, negative_prompt, width, height)
+        arguments = pipeline_arguments(
+            model, steps, guidance_scale, negative_prompt, width, height, num_frames
+        )
+        loading = {
+            "offload": offload, "vae_slicing": vae_slicing, "vae_tiling": vae_tiling,
+            "transformer": transformer, "config": config, "trust_remote_code": trust_remote_code,
+        }  # fmt: skip
         policies = read_policies(policy or [Preset.MEDIUM.value], len(prompts))
         pictures = plan_pictures(prompts, policies, seed, num_images, compare)
-        check_place(model, device, out)
-        check_guidance(policies, arguments["guidance_scale"])
-        request = Request(pictures, model, arguments, out, batch_size, device, dtype, audit)
+        check_place(model, device, out, loading)
+        check_guidance(policies, arguments.get("guidance_scale"))
+        request = Request(pictures, model, arguments, out, batch_size, device, dtype, audit, loading, fps)
         _adopt(done, take_stock(request, resume=resume, overwrite=overwrite))
         generate_pictures(request, done, messages)
     _report(done, out, messages, json_output)

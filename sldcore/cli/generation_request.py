@@ -9,17 +9,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Final
 
 from sldcore.cli.policy import find_policy
 from sldcore.errors import ConfigurationError, ModelError, PolicyError, nearest
+from sldcore.loading.index import read_index, refuse_pickle
 from sldcore.policy import SafetyPolicy
 from sldcore.resolution import check_policies, common_scheduler
 
 PLAYGROUND: Final = "playground"
+DEFAULT_FPS: Final = 16
+DECIDING: Final = ("transformer", "config")
+"""Options of loading that decide what a picture looks like."""
 
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _DEVICE: Final = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
@@ -49,10 +53,18 @@ class Picture:
         extra = {role: f"{stem}-{suffix}.png" for role, suffix in roles.items()} if self.compare else {}
         return {**extra, "picture": f"{stem}.png"}
 
+    @property
+    def video(self) -> str:
+        """Name of the animation that is written too if the model makes videos; the others then show the middle frame."""
+        return f"{self.index:04d}-{self.seed}.webp"
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Everything that was asked for, checked. ``arguments`` go to the pipeline."""
+    """Everything that was asked for, checked.
+
+    ``arguments`` go to the pipeline, the strength of guidance under whatever name it has there; ``loading`` to ``load_pipeline``.
+    """
 
     pictures: tuple[Picture, ...]
     model: str
@@ -62,24 +74,33 @@ class Request:
     device: str | None
     dtype: str | None
     audit: Path | None = None
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    fps: int = DEFAULT_FPS
 
     @property
     def key(self) -> dict[str, Any]:
         """What decides a picture beside its prompt, seed and policy; kept in its metadata."""
-        return {"model": self.model, "dtype": self.dtype, "arguments": dict(self.arguments)}
+        files = {name: str(self.loading[name]) for name in DECIDING if self.loading.get(name) is not None}
+        return {"model": self.model, "dtype": self.dtype, "arguments": dict(self.arguments), **files}
 
 
 def pipeline_arguments(
-    model: str, steps: int, scale: float | None, negative: str | None, width: int | None, height: int | None
+    model: str,
+    steps: int,
+    scale: float | None,
+    negative: str | None,
+    width: int | None,
+    height: int | None,
+    num_frames: int | None = None,
 ) -> dict[str, Any]:
     """The pipeline's arguments, checked; those left to the model are left out.
 
     Raises:
         ConfigurationError: one of them makes no sense.
     """
-    if scale is None:
-        scale = 4.0 if model == PLAYGROUND else 7.5
-    if not math.isfinite(scale) or scale < 0:
+    if scale is None and model == PLAYGROUND:
+        scale = 4.0
+    if scale is not None and (not math.isfinite(scale) or scale < 0):
         raise ConfigurationError(f"--guidance-scale must be a number of 0 or more, got {scale}")
     if negative is not None:
         _check_text(negative, "the negative prompt")
@@ -88,10 +109,15 @@ def pipeline_arguments(
             raise ConfigurationError(
                 f"--{name} must be a multiple of 8, got {size}; the nearest is {_near(size)}"
             )
-    given = {"negative_prompt": negative, "width": width, "height": height}
+    given = {
+        "guidance_scale": scale,
+        "negative_prompt": negative,
+        "width": width,
+        "height": height,
+        "num_frames": num_frames,
+    }
     return {
         "num_inference_steps": steps,
-        "guidance_scale": scale,
         **{name: value for name, value in given.items() if value is not None},
     }
 
@@ -147,17 +173,31 @@ def plan_pictures(
     )
 
 
-def check_place(model: str, device: str | None, out: Path) -> None:
+def _check_model(model: str, loading: Mapping[str, Any]) -> None:
+    path = Path(model)
+    if model == PLAYGROUND:
+        pass
+    elif path.is_dir():
+        read_index(path).check(trust_remote_code=bool(loading.get("trust_remote_code")))
+    elif path.is_file():
+        refuse_pickle(path)
+    elif not _HUB_ID.fullmatch(model):
+        raise ModelError(
+            f"no model '{model}'{nearest(model, [PLAYGROUND])}; give 'playground', the path of a diffusers folder or a "
+            ".safetensors checkpoint, or a hub id such as organisation/name"
+        )
+    for option in DECIDING:
+        if loading.get(option) is not None and not Path(loading[option]).exists():
+            raise ModelError(f"--{option} {loading[option]}: no such file or folder")
+
+
+def check_place(model: str, device: str | None, out: Path, loading: Mapping[str, Any] | None = None) -> None:
     """Whether model, device and output folder can exist; what needs torch is found out when the model is loaded.
 
     Raises:
         ConfigurationError: one of them cannot.
     """
-    if model != PLAYGROUND and not Path(model).exists() and not _HUB_ID.fullmatch(model):
-        raise ModelError(
-            f"no model '{model}'{nearest(model, [PLAYGROUND])}; give 'playground', the path of a diffusers folder, "
-            "or a hub id such as organisation/name"
-        )
+    _check_model(model, loading or {})
     if device is not None and not _DEVICE.fullmatch(device):
         raise ConfigurationError(f"unknown device '{device}'; give cpu, cuda, cuda:N, xpu or mps")
     if out.exists() and not out.is_dir():
@@ -175,14 +215,14 @@ def _writable(folder: Path) -> bool:
         return False
 
 
-def check_guidance(policies: Sequence[SafetyPolicy], scale: float) -> None:
-    """Whether the policies can act: guidance needs an unconditional prediction.
+def check_guidance(policies: Sequence[SafetyPolicy], scale: float | None) -> None:
+    """Whether the policies can act: guidance needs an unconditional prediction. None is the pipeline's own scale.
 
     Raises:
         ConfigurationError: a guiding policy without classifier-free guidance.
     """
     guiding = [policy.name for policy in policies if policy.guides]
-    if guiding and scale <= 1:
+    if guiding and scale is not None and scale <= 1:
         raise ConfigurationError(
             f"--guidance-scale {scale:g} turns classifier-free guidance off, and policy '{guiding[0]}' cannot act "
             "without it; give a scale above 1, or --policy off"

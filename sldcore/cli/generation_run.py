@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,15 +17,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sldcore.cli.generation_call import Call, fit
+from sldcore.cli.generation_files import write_files
 from sldcore.cli.generation_request import Picture, Request
 from sldcore.errors import ConfigurationError, listed
 from sldcore.policy import SafetyPolicy
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor
 
     from sldcore.engine import SafetyEngine
+    from sldcore.families.base import Family
     from sldcore.types import Predictions, Result, Step
 
 RESULT_FILE: Final = "result.json"
@@ -60,17 +61,26 @@ def take_stock(request: Request, *, resume: bool, overwrite: bool) -> Progressin
     taken: list[str] = []
     earlier = _earlier_pictures(request.out / RESULT_FILE) if resume else {}
     for picture in request.pictures:
-        present = [name for name in picture.files.values() if (request.out / name).exists()]
+        named = [*picture.files.values(), picture.video]
+        present = [name for name in named if (request.out / name).exists()]
         if not resume:
             taken += present
         elif picture.files["picture"] in present:
             account = _matching(request, picture)
             if account is None:
                 taken.append(picture.files["picture"])
-            elif len(present) == len(picture.files) and account["picture"]["action"] != "block":
+            elif account["picture"]["action"] != "block":
                 name = picture.files["picture"]
-                bare = {"files": picture.files, **account["picture"], "plain_rows": None, "trace": []}
-                done.pictures[picture.index] = earlier.get(name, bare)
+                video = {"video": picture.video} if picture.video in present else {}
+                bare = {
+                    "files": {**video, **picture.files},
+                    **account["picture"],
+                    "plain_rows": None,
+                    "trace": [],
+                }
+                entry = earlier.get(name, bare)
+                if {*picture.files.values(), *entry["files"].values()} <= set(present):
+                    done.pictures[picture.index] = entry
                 done.provenance = _joined(done.provenance, account["provenance"])
     if not resume and (request.out / RESULT_FILE).exists():
         taken.append(RESULT_FILE)
@@ -95,12 +105,12 @@ def generate_pictures(request: Request, done: Progressing, console: Console) -> 
     missing = [picture for picture in request.pictures if picture.index not in done.pictures]
     if missing:
         pipe = _loaded(request, console)
-        _check_windows(pipe, request)
+        call = _fitted(pipe, request)
         with _progress(console, len(request.pictures), len(done.pictures)) as bar:
-            engine = _engine(pipe, request, bar)
+            engine = _engine(pipe, request, call, bar)
             for start in range(0, len(missing), request.batch_size):
                 batch = missing[start : start + request.batch_size]
-                _make(engine, request, batch, done, bar)
+                _make(engine, request, call, batch, done, bar)
                 write_json(request.out / RESULT_FILE, done.document())
                 bar.finished(len(batch))
     write_json(request.out / RESULT_FILE, done.document())
@@ -162,24 +172,34 @@ def _loaded(request: Request, console: Console) -> Any:
 
         diffusers_logging.disable_progress_bar()
         status.update(f"loading {escape(request.model)}")
-        pipe = load_pipeline(request.model, device=request.device, dtype=request.dtype)
+        pipe = load_pipeline(request.model, device=request.device, dtype=request.dtype, **request.loading)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def _check_windows(pipe: Any, request: Request) -> None:
-    """Find a window that never opens before the first batch, not at the batch that meets it."""
+def _fitted(pipe: Any, request: Request) -> Call:
+    """The pipeline's arguments; what cannot work is found before the first batch, not at the batch that meets it."""
+    from sldcore.families import family_of
+
+    family = family_of(pipe)
+    call = fit(pipe, family, request)
+    _check_windows(pipe, family, request)
+    return call
+
+
+def _check_windows(pipe: Any, family: Family, request: Request) -> None:
+    """Find a scheduler that does not fit, and a window that never opens."""
     from copy import deepcopy
 
     from sldcore.catalogue import using
-    from sldcore.families import family_of
     from sldcore.guidance.windows import acting_steps
     from sldcore.resolution import catalogue_for, scheduler_of
 
-    family = family_of(pipe)
     for policy in {picture.policy for picture in request.pictures}:
         with using(catalogue_for([policy])):
             scheduler = scheduler_of([policy], pipe.scheduler.config) or deepcopy(pipe.scheduler)
+            if scheduler.config.get("use_dynamic_shifting"):
+                continue  # its noise levels depend on the size of the picture; the session looks at them
             scheduler.set_timesteps(request.arguments["num_inference_steps"])
             schedule = family.noise_schedule(scheduler, len(scheduler.timesteps))
             windows = [use.window for use in policy.concepts if use.window is not None]
@@ -187,11 +207,11 @@ def _check_windows(pipe: Any, request: Request) -> None:
                 acting_steps(window, schedule)
 
 
-def _engine(pipe: Any, request: Request, bar: StepProgress) -> SafetyEngine:
+def _engine(pipe: Any, request: Request, call: Call, bar: StepProgress) -> SafetyEngine:
     from sldcore.engine import SafetyEngine
 
     # Without classifier-free guidance there are no predictions for a hook to see, and the engine refuses one.
-    hooks = (bar,) if request.arguments["guidance_scale"] > 1 else ()
+    hooks = (bar,) if call.guided else ()
     audit = None
     if request.audit is not None:
         from sldcore.audit import AuditLog
@@ -201,78 +221,33 @@ def _engine(pipe: Any, request: Request, bar: StepProgress) -> SafetyEngine:
 
 
 def _make(
-    engine: SafetyEngine, request: Request, batch: Sequence[Picture], done: Progressing, bar: StepProgress
-) -> None:
-    from sldcore.provenance import png_metadata, result_document, save_png
+    engine: SafetyEngine, request: Request, call: Call, batch: Sequence[Picture], done: Progressing,
+    bar: StepProgress,
+) -> None:  # fmt: skip
+    from sldcore.provenance import result_document
 
-    guided = _generate(engine, request, batch, [picture.policy for picture in batch], bar, "guided")
+    guided = _generate(engine, call, batch, [picture.policy for picture in batch], bar, "guided")
     plain = guided
     if batch[0].compare and any(picture.policy.guides for picture in batch):
         without = [picture.policy.unguided for picture in batch]
-        plain = _generate(engine, request, batch, without, bar, "unguided")
+        plain = _generate(engine, call, batch, without, bar, "unguided")
     provenance = {**guided.provenance, "request": request.key}
-    policies = provenance.get("policies", {})
     document = result_document(guided, [picture.files for picture in batch])
-    for sample, (picture, report) in enumerate(zip(batch, guided.reports, strict=True)):
-        own = {name: text for name, text in policies.items() if name == report.policy_digest}
-        info = png_metadata(report, {**provenance, "policies": own})
-        drawn = _drawn(picture, sample, guided, plain)
-        for role, image in drawn.items():
-            unguided = role == "unguided"
-            account = png_metadata(plain.reports[sample], plain.provenance) if unguided else info
-            finish = (
-                partial(engine.file_of, report=report, policy=picture.policy) if role == "picture" else bytes
-            )
-            save_png(image, request.out / picture.files[role], account, finish)
+    for sample, picture in enumerate(batch):
         entry = document["pictures"][sample]
-        entry["files"] = {role: name for role, name in picture.files.items() if role in drawn}
+        entry["files"] = write_files(engine, request, picture, sample, guided, plain, provenance)
         done.pictures[picture.index] = entry
     done.timesteps = document["timesteps"]
     done.provenance = _joined(done.provenance, provenance)
 
 
 def _generate(
-    engine: SafetyEngine, request: Request, batch: Sequence[Picture], policies: list[SafetyPolicy],
+    engine: SafetyEngine, call: Call, batch: Sequence[Picture], policies: list[SafetyPolicy],
     bar: StepProgress, what: str,
 ) -> Result:  # fmt: skip
     bar.starts(what)
     prompts, seeds = [picture.prompt for picture in batch], [picture.seed for picture in batch]
-    return engine.generate(prompts, seed=seeds, policies=policies, **request.arguments)
-
-
-def _drawn(picture: Picture, sample: int, guided: Result, plain: Result) -> dict[str, Image.Image]:
-    """The picture's files by role, the picture itself last; a dropped picture has none."""
-    from sldcore.visual import comparison_strip, curves, difference, enlarged, heat_overlay
-
-    image, before = guided.images[sample], plain.images[sample]
-    if image is None:
-        return {}
-    if not picture.compare:
-        return {"picture": image}
-    if before is None:
-        return {"curves": curves(guided.trace, sample), "picture": image}
-    changed = difference(before, image)
-    heat = guided.trace.heat[sample]
-    panels = [
-        (_named("unguided", plain, sample), before),
-        (_named(f"guided by {picture.policy.name}", guided, sample), image),
-        (f"difference x{changed.info['amplification']}", changed),
-        (
-            f"safety term (sum, max {heat.max():.3g})" if heat.any() else "safety term (none)",
-            heat_overlay(enlarged(image), heat),
-        ),
-    ]
-    return {
-        "unguided": before,
-        "difference": changed,
-        "comparison": comparison_strip(panels, f"{picture.prompt} · seed {picture.seed}"),
-        "curves": curves(guided.trace, sample),
-        "picture": image,
-    }
-
-
-def _named(label: str, result: Result, sample: int) -> str:
-    return f"{label} (withheld)" if result.reports[sample].withheld else label
+    return engine.generate(prompts, seed=seeds, policies=policies, **call.arguments)
 
 
 def _matching(request: Request, picture: Picture) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ def test_doctor_without_torch_reports_instead_of_failing(monkeypatch: pytest.Mon
     monkeypatch.setattr(command, "_installed", lambda name: None if name == "torch" else installed(name))
     result = runner.invoke(app, ["doctor", "--json"])
     content = json.loads(result.stdout)
-    assert content["missing"] == ["pip install torch"]
+    assert content["missing"][0] == "pip install torch"
     assert content["models"] == [
         {"name": "playground", "usable": False, "detail": "required packages are missing"}
     ]

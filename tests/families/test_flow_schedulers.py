@@ -49,9 +49,9 @@ def test_guidance_is_the_references_with_every_flow_scheduler(name: str, check: 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_policy_names_the_scheduler_of_a_flow(name: str) -> None:
     case = with_scheduler(name)
-    with guard(case.pipe(), policy()) as session:
-        expected = run(case, session._pipe)
-    pipe = SD3_PLAIN.pipe()
+    with_its_own, pipe = case.pipe(), SD3_PLAIN.pipe()
+    with guard(with_its_own, policy()):
+        expected = run(case, with_its_own)
     own = pipe.scheduler
     with guard(pipe, policy().replace(scheduler=name)) as named:
         assert torch.equal(run(case, pipe), expected)
