@@ -125,6 +125,7 @@ def test_a_document_says_everything_of_a_report() -> None:
         errors=(Failure("sld", "1", "ValueError: no", 3),),
         action="black",
         attempts=2,
+        plain_rows=8,
     )
     result = Result([Image.new("RGB", (4, 4))], (about,), trace(), PROVENANCE)
     picture = result_document(result, [{"picture": "0000-7.png"}])["pictures"][0]

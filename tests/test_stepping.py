@@ -158,7 +158,7 @@ def test_parts_are_evaluated_as_without_guidance_and_concepts_by_themselves() ->
     loop = Loop(policy(start=1))
     for _ in range(2):
         loop.step()
-    assert loop.denoiser.rows == [BATCH, BATCH] + [BATCH, BATCH, BATCH, BATCH]
+    assert loop.denoiser.rows == [BATCH] * (2 + 4)
 
 
 def test_before_the_window_the_predictions_are_the_pipelines_own() -> None:
