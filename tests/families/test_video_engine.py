@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from sldcore.filters.chain import Findings
 from sldcore.frames import over_frames, pixels_of
 from sldcore.guidance.base import StepHook
 from sldcore.policy import FilterUse
+from sldcore.session import guard
 from sldcore.types import Box, Failure, Predictions, Step, Verdict
 
 PlugIn = Callable[..., Any]
@@ -212,3 +215,19 @@ def test_what_is_no_picture_is_refused(made: Any) -> None:
 def test_an_output_without_pictures_is_refused() -> None:
     with pytest.raises(SafetyFailure, match="neither images nor frames"):
         pixels_of(object(), 1)
+
+
+# --- the document -------------------------------------------------------------------------------------------------
+
+
+def test_the_video_example_of_the_models_document_runs_and_guides() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^### Video\n+```python\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    pipe, small = CASE.pipe(), {name: CASE.call[name] for name in ("height", "width")}
+
+    def call(*args: Any, **given: Any) -> Any:
+        return pipe(*args, num_inference_steps=4, output_type="latent", **small, **given)
+
+    names: dict[str, Any] = {"pipe": call, "guard": lambda given, chosen: guard(pipe, chosen)}
+    exec(compile(code, "docs/models.md", "exec"), names)
+    assert names["session"].trace.applied.any() and names["session"].trace.heat.shape[0] == 1
