@@ -20,11 +20,16 @@ def family_of(pipe: Any) -> Family:
     catalogue = current()
     found = _of_class(type(pipe), catalogue.core_entries(FamilyKind))
     found = found or _of_class(type(pipe), catalogue.entries(FamilyKind))
+    if found is None and getattr(pipe, "guider", None) is not None:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__} leaves guidance to a guider, so no family knows it. Call it yourself inside "
+            f"guard(pipe, policy), or give it a SafetyGuider.for_pipeline(pipe, policy); nothing reviews its pictures then"
+        )
     if found is None:
         raise UnsupportedPipelineError(
             f"no family knows {type(pipe).__name__}, so nothing can guide it. Supported classes: "
-            f"{listed(supported_classes())}. Another class that calls its denoiser with [uncond; cond] needs an object "
-            f"with the methods of sldcore.families.base.Family, contributed by a plugin as a FamilyKind"
+            f"{listed(supported_classes())}. For another class write a family, a subclass of "
+            f"sldcore.families.base.DiffusersFamily, and contribute it as a FamilyKind: docs/models.md says how"
         )
     return found.create()
 
