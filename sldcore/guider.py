@@ -126,6 +126,15 @@ class SafetyGuider(api.BaseGuidance):  # type: ignore[misc]
         """
         return self._bound().trace
 
+    @property
+    def guidance_scale(self) -> float:
+        """The base guider's."""
+        return float(self._base.guidance_scale)
+
+    @guidance_scale.setter
+    def guidance_scale(self, value: float) -> None:
+        self._base.guidance_scale = value
+
     # What a denoising block calls, in this order.
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
