@@ -16,16 +16,14 @@ from sldcore.errors import ConfigurationError, GuidanceError
 from sldcore.guidance.base import StepHook
 from sldcore.modular import api
 from sldcore.modular.api import Batch, Denoiser
+from sldcore.modular.given import Policies, policies_of, require_guidance_only
 from sldcore.modular.rows import Slot, batch_of, predictions_of, text_fields, with_texts
 from sldcore.modular.runs import CONCEPT, Runs
-from sldcore.policy import SafetyPolicy
 from sldcore.run import StepPlan
 from sldcore.types import Predictions, Trace
 
 DEGRADED: Final = ("AutoGuidance",)
 """Guiders whose unconditional prediction comes from a weakened denoiser: no measure of what a concept adds."""
-
-Policies = SafetyPolicy | str | Sequence[SafetyPolicy | str]
 
 
 class SafetyGuider(api.BaseGuidance):  # type: ignore[misc]
@@ -49,7 +47,7 @@ class SafetyGuider(api.BaseGuidance):  # type: ignore[misc]
         super().__init__()
         self._base = _guider(base)
         api.require_known(type(self._base))
-        self._policies = _policies(policy)
+        self._policies = policies_of(policy)
         self._runs: Runs | None = None
         self.set_idle()
         self.register_to_config(
@@ -91,7 +89,7 @@ class SafetyGuider(api.BaseGuidance):  # type: ignore[misc]
             ConceptError: as :meth:`for_pipeline`.
             GuidanceError: the policy names a scheduler or filters, which a guider cannot serve.
         """
-        _require_guidance_only(self._policies)
+        require_guidance_only(self._policies)
         runs = Runs(pipe, self._policies, step_hooks)
         if text_options or not runs.texts.needs_a_call():
             runs.encode(runs.texts.options(text_options))
@@ -182,7 +180,7 @@ class SafetyGuider(api.BaseGuidance):  # type: ignore[misc]
         """Whether the batch being evaluated is one with the prompt, or a concept in its place."""
         if self._count_prepared <= self._own:
             return bool(self._base.is_conditional)
-        return self._count_prepared > self._first_slot
+        return bool(self._count_prepared > self._first_slot)
 
     @property
     def num_conditions(self) -> int:
@@ -312,36 +310,3 @@ def _base_of(pipe: Any) -> Any:
     """The guider that a pipeline has, out of a SafetyGuider if it is in one."""
     own = getattr(pipe, "guider", None)
     return own.base if isinstance(own, SafetyGuider) else own
-
-
-def _policies(policy: Policies) -> tuple[SafetyPolicy, ...]:
-    """Policies from themselves, presets' names, or the YAML that a configuration holds.
-
-    Raises:
-        GuidanceError: there is none.
-    """
-    given = [policy] if isinstance(policy, SafetyPolicy | str) else list(policy)
-    if not given:
-        raise GuidanceError("SafetyGuider was given an empty list of policies; give one, or one per picture")
-    return tuple(_policy(each) for each in given)
-
-
-def _policy(given: SafetyPolicy | str) -> SafetyPolicy:
-    if isinstance(given, SafetyPolicy):
-        return given
-    is_yaml = "\n" in given
-    return SafetyPolicy.parse(given, "the guider's configuration") if is_yaml else SafetyPolicy.preset(given)
-
-
-def _require_guidance_only(policies: Sequence[SafetyPolicy]) -> None:
-    """Refuse what a guider cannot do.
-
-    Raises:
-        GuidanceError: a policy names a scheduler, filters or marks.
-    """
-    for policy in policies:
-        if policy.filters or policy.prompt_filters or policy.marks or policy.scheduler is not None:
-            raise GuidanceError(
-                f"policy '{policy.name}' names a scheduler, filters or marks, and a guider only guides; use "
-                f"policy.replace(scheduler=None, filters=(), prompt_filters=(), marks=()), or guard() for the scheduler"
-            )

@@ -18,6 +18,7 @@ from sldcore.errors import GuidanceError, SafetyFailure
 from sldcore.families import family_of
 from sldcore.families.base import Family, TextOptions
 from sldcore.guidance.base import StepHook
+from sldcore.modular import takes_guider
 from sldcore.policy import SafetyPolicy
 from sldcore.resolution import check_policies, resolve_policy, scheduler_of
 from sldcore.run import GuidedRun
@@ -284,11 +285,6 @@ class Session:
         return self._policies
 
 
-def has_guider(pipe: Any) -> bool:
-    """Whether the pipeline leaves guidance to a guider: the modular ones, and some classic ones."""
-    return getattr(pipe, "guider", None) is not None
-
-
 def as_policy(policy: SafetyPolicy | str) -> SafetyPolicy:
     """A policy, or the preset of that name."""
     return policy if isinstance(policy, SafetyPolicy) else SafetyPolicy.preset(policy)
@@ -327,7 +323,7 @@ def guard(
             f"guard() reviews and marks nothing, and policy '{reviewed[0]}' names filters or marks; use SafetyEngine, or "
             f"policy.replace(filters=(), prompt_filters=(), marks=())"
         )
-    if has_guider(pipe):
+    if takes_guider(pipe):
         from sldcore.modular.guarding import (
             guarding,  # what diffusers calls experimental is imported where it is used
         )

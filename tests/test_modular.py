@@ -179,7 +179,7 @@ def test_classic_under_guard_and_modular_give_the_same_picture(
             output_type="pt",
             **call,
         ).images
-    with guarding(pipe, [policy]) as other:
+    with guard(pipe, policy) as other:
         made = pipe(
             prompt=prompts,
             num_images_per_prompt=pictures,
