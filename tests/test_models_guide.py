@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny_setups as setups
 import torch
+from tiny_modular import TINY
 
 from sldcore import guard
 from sldcore.session import Session
@@ -91,6 +92,26 @@ def test_an_example_runs_and_guides(title: str, parts: dict[str, Any]) -> None:
     assert sessions[0].trace.applied.any()
 
 
+def test_the_examples_for_modular_pipelines_run_and_guide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (text,) = re.findall(r"^## Modular Diffusers\n(.*?)^## ", DOCUMENT, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {"pipe": TINY["sdxl"].build()}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for block in blocks:
+        small = block.replace(
+            'output="images"', 'output="images", height=32, width=32, num_inference_steps=4'
+        )
+        exec(compile(small, "docs/models.md", "exec"), names)
+    assert len(blocks) == 2 and names["session"].trace.applied.any()
+    assert names["pipe"].guider.trace.applied.any()
+    assert type(names["guider"].base).__name__ == "AdaptiveProjectedGuidance"
+
+
 def test_every_example_is_run_or_said_not_to_be() -> None:
-    elsewhere = {"Video"}  # tests/families/test_video_engine.py
+    elsewhere = {
+        "Video",
+        "Modular Diffusers",
+    }  # the one in tests/families/test_video_engine.py, the other above
     assert set(sections()) == {*EXAMPLES, *NOT_RUN, *elsewhere}
