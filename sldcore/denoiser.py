@@ -59,6 +59,8 @@ class DenoiserCall:
     bound: inspect.BoundArguments
     parts: tuple[str, ...]
     batch: int
+    positional: int = 0
+    """How many arguments the pipeline gives by position."""
 
     @classmethod
     def bind(
@@ -77,12 +79,32 @@ class DenoiserCall:
                 f"the denoiser was called with {latents.shape[0]} rows, which are not {len(parts)} equal parts "
                 f"({', '.join(parts)}); safety guidance needs classifier-free guidance with all parts in one call"
             )
-        return cls(family, bound, parts, latents.shape[0] // len(parts))
+        return cls(family, bound, parts, latents.shape[0] // len(parts), len(args))
 
     def kept(self) -> DenoiserCall:
         """The call as it is now, though the pipeline puts other things into its dicts and lists later."""
         arguments = OrderedDict((name, _kept(value)) for name, value in self.bound.arguments.items())
         return replace(self, bound=inspect.BoundArguments(self.bound.signature, arguments))
+
+    def evaluate(self, forward: Forward, bound: inspect.BoundArguments | None = None) -> Any:
+        """Call the denoiser, with the call's own arguments or others in their form.
+
+        What the pipeline gives by name stays so: hooks of diffusers (FasterCache) look for it there.
+        """
+        bound = self.bound if bound is None else bound
+        by_position: list[Any] = []
+        by_name: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            kind = bound.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_KEYWORD:
+                by_name |= value
+            elif kind is inspect.Parameter.VAR_POSITIONAL:
+                by_position += value
+            elif len(by_position) < self.positional:
+                by_position.append(value)
+            else:
+                by_name[name] = value
+        return forward(*by_position, **by_name)
 
     @property
     def rows(self) -> int:

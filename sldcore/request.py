@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -13,8 +14,13 @@ from sldcore.errors import GuidanceError
 from sldcore.policy import SafetyPolicy
 
 OUTPUT_TYPES: Final = ("pil", "np")
-WHOLE: Final = ("generator", "callback_on_step_end_tensor_inputs")
-"""Arguments that are lists and yet not one entry per prompt."""
+_PICTURES: Final = r"(|mask_|control_|original_|depth_|init_)(image|mask|video|map)s?"
+PER_PROMPT_LIST: Final = re.compile(rf"(negative_)?prompt(_[0-9])?|{_PICTURES}")
+"""Arguments that are one entry per prompt, or per picture, if they are lists of that length; others belong to the call."""
+PER_PROMPT_TENSOR: Final = re.compile(
+    rf"latents|\w*(prompt_embeds|embeds_mask|attention_mask)\w*|{_PICTURES}"
+)
+"""The same of tensors."""
 
 
 PER_PROMPT: Final = ("num_images_per_prompt", "num_videos_per_prompt")
@@ -106,15 +112,16 @@ class Request:
         prompts = len(self.samples) // self.num_images
         own = dict(self.arguments)
         for name, value in self.arguments.items():
-            if isinstance(value, list | tuple) and name not in WHOLE:
+            if isinstance(value, list | tuple) and PER_PROMPT_LIST.fullmatch(name):
                 if len(value) == len(self.samples) and self.num_images > 1:
                     own[name] = [value[index] for index in chosen]
                 elif len(value) == prompts and prompts > 1:
                     own[name] = [value[index // self.num_images] for index in chosen]
-            elif name in ("prompt_embeds", "negative_prompt_embeds") and value is not None:
-                own[name] = value[[index // self.num_images for index in chosen]]
-            elif name == "latents" and value is not None:
-                own[name] = value[list(chosen)]
+            elif isinstance(value, torch.Tensor) and PER_PROMPT_TENSOR.fullmatch(name):
+                if len(value) == len(self.samples):
+                    own[name] = value[list(chosen)]
+                elif len(value) == prompts:
+                    own[name] = value[[index // self.num_images for index in chosen]]
         texts = None if self.prompt is None else [sample.prompt for sample in samples]
         return Request(texts, tuple(samples), 1, own, self.per_prompt)
 

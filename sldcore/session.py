@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from diffusers.hooks import HookRegistry
 from torch import nn
@@ -22,10 +22,12 @@ from sldcore.modular import takes_guider
 from sldcore.policy import SafetyPolicy
 from sldcore.resolution import check_policies, resolve_policy, scheduler_of
 from sldcore.run import GuidedRun
-from sldcore.stepping import Apart, Stepper, Together
+from sldcore.stepping import Apart, Stepper, Together, require_separable_caches
 from sldcore.types import Trace
 
 Policies = Sequence[SafetyPolicy]
+LENT: Final = ("maybe_free_model_hooks", "encode_prompt")
+"""Methods of the pipeline that are wrapped during a session."""
 
 
 class Session:
@@ -54,7 +56,6 @@ class Session:
         self.scheduler = type(pipe.scheduler).__name__
         self._hooks = tuple(step_hooks)
         self._strict = strict
-        self._concepts: dict[TextOptions, RunConcepts] = {}
         self._encoded: Mapping[str, Any] = {}  # arguments of the call's own encode_prompt
         self._runs: list[GuidedRun] = []
         self._stepper: Stepper | None = None
@@ -92,10 +93,10 @@ class Session:
 
     def concepts(self, options: TextOptions) -> RunConcepts:
         """The concepts of the session's policies, encoded as a call with these options encodes its prompts."""
-        if options not in self._concepts:
-            with using(self._catalogue):
-                self._concepts[options] = self._encoder.prepare(self._policies, options)
-        return self._concepts[options]
+        with using(self._catalogue):
+            return self._encoder.prepare(
+                self._policies, options
+            )  # remembers what it encoded, and if it still holds
 
     @contextmanager
     def active(self) -> Iterator[Session]:
@@ -130,6 +131,7 @@ class Session:
             self._require_use()
 
         own = self._pipe.scheduler
+        before = {name: value for name, value in vars(self._pipe).items() if name in LENT}
         try:
             with installing:
                 put_on()
@@ -145,8 +147,9 @@ class Session:
             yield self
         finally:
             self._live = False
-            for name in ("maybe_free_model_hooks", "encode_prompt"):
+            for name in LENT:
                 vars(self._pipe).pop(name, None)
+            vars(self._pipe).update(before)
             self._pipe.scheduler = own
             take_off()
 
@@ -158,6 +161,7 @@ class Session:
             self._encoded = names.bind(*args, **kwargs).arguments
             return encode_prompt(*args, **kwargs)
 
+        listen.sldcore_original = encode_prompt  # type: ignore[attr-defined]
         return listen
 
     def _intercepted(
@@ -176,15 +180,39 @@ class Session:
         """At the end of a pipeline call whose picture the session cannot withhold: was it guarded at all?"""
         used, self._used = self._used, False
         self._encoded, self._ended = {}, True
-        if self._strict and self.waiting:
+        if not self._strict:
+            return
+        if self.waiting:
             raise SafetyFailure(
                 "the denoiser was called once at the last step and not again, so nothing guided the picture: "
                 f"{self._advice}"
             )
-        if self._strict and not used and any(policy.guides for policy in self._policies):
+        if not used and any(policy.guides for policy in self._policies):
             raise SafetyFailure(
                 "the pipeline never called the denoiser that is under guard, so its picture would be unguided; do not "
                 "replace the pipeline's denoiser inside guard()"
+            )
+        for run in self._runs:
+            self._require_sound(run)
+
+    def _require_sound(self, run: GuidedRun) -> None:
+        """Raise for what went wrong in a run without an exception.
+
+        Raises:
+            SafetyFailure: NaN or Inf, or a picture that was to be guided and never was.
+        """
+        for failure in run.nonfinite().values():
+            raise SafetyFailure(
+                f"{failure.source} {failure.version}: {failure.error}; the picture cannot be trusted"
+            )
+        for failure in run.idle().values():
+            stopped = (
+                ""
+                if run.finished
+                else f" (the call was stopped after {run.calls} of {len(run.schedule)} steps)"
+            )
+            raise SafetyFailure(
+                f"{failure.source} {failure.version}: {failure.error}{stopped}; the picture cannot be trusted"
             )
 
     @property
@@ -209,10 +237,7 @@ class Session:
         if run.hopeless:
             self._pipe._interrupt = True
         if self._strict and run.finished and not stepper.waiting:
-            for failure in [*run.nonfinite().values(), *run.idle().values()]:
-                raise SafetyFailure(
-                    f"{failure.source} {failure.version}: {failure.error}; the picture cannot be trusted"
-                )
+            self._require_sound(run)
         return output
 
     def _refuse_to_do_nothing(self) -> None:
@@ -237,6 +262,8 @@ class Session:
 
     def _new_run(self, call: DenoiserCall, parts: tuple[str, ...], concepts: RunConcepts) -> GuidedRun:
         arguments = dict(call.bound.arguments)
+        if any(policy.guides for policy in self._policies):
+            require_separable_caches(self._family.denoisers(self._pipe))
         with using(self._catalogue):
             return GuidedRun(
                 self._family.schedule(self._pipe),

@@ -6,13 +6,15 @@ its predictions (guidance scale, rescaling, normalisation) is made of the safe o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from weakref import ref
 
 import torch
+from diffusers.hooks import ModelHook
+from diffusers.hooks.hooks import StateManager
 from torch import Tensor, nn
 
 from sldcore.denoiser import DenoiserCall, Forward, RowSource, with_prediction
@@ -69,14 +71,21 @@ class Together:
     def __init__(self, run: GuidedRun, concepts: RunConcepts, pipe: Any, family: Family) -> None:
         self._run, self._pipe, self._family = run, pipe, family
         self._inputs = Inputs(concepts)
+        self._caching: dict[int, bool] = {}  # by the denoiser's identity; looked for once per run
+
+    def _is_caching(self, module: nn.Module) -> bool:
+        if id(module) not in self._caching:
+            enabled = bool(getattr(module, "is_cache_enabled", False))
+            self._caching[id(module)] = enabled or bool(caches_of(module))
+        return self._caching[id(module)]
 
     def call(self, module: nn.Module, forward: Forward, call: DenoiserCall) -> Any:
         """One step: extend, evaluate, combine, hand back the parts with c'."""
         if self._family.is_aside(call.bound.arguments):
-            return forward(*call.bound.args, **call.bound.kwargs)
+            return call.evaluate(forward)
         plan = self._run.begin()
         if not self._run.changes(plan):
-            return forward(*call.bound.args, **call.bound.kwargs)
+            return call.evaluate(forward)
         output, parts, concepts = self._evaluate(module, forward, call, plan.rows)
         given = Predictions(parts[UNCOND], parts[COND], concepts, plan.rows, call.conditional_latents)
         uncond, cond = self._run.finish(plan, given)
@@ -88,11 +97,11 @@ class Together:
         self, module: nn.Module, forward: Forward, call: DenoiserCall, rows: tuple[Row, ...]
     ) -> tuple[Any, dict[str, Tensor], Tensor]:
         """The output, the prediction of each part, and those of the concept rows."""
-        if rows and not self._family.concepts_apart(self._pipe) and not _is_caching(module):
+        if rows and not self._family.concepts_apart(self._pipe) and not self._is_caching(module):
             bound = call.with_rows(*self._inputs.of(rows, call))
-            output = forward(*bound.args, **bound.kwargs)
+            output = call.evaluate(forward, bound)
             return output, *call.predictions(output)
-        output = forward(*call.bound.args, **call.bound.kwargs)
+        output = call.evaluate(forward)
         parts, concepts = call.predictions(output)
         if rows:
             with self._family.around_concepts(self._pipe):
@@ -145,7 +154,7 @@ class Apart:
     def call(self, module: nn.Module, forward: Forward, call: DenoiserCall) -> Any:
         """One part of a step."""
         kept = call.kept()
-        output = forward(*call.bound.args, **call.bound.kwargs)
+        output = call.evaluate(forward)
         if self._pending is not None and self._continues():
             pending, self._pending = self._pending, None
             return self._second(module, forward, call, output, pending)
@@ -215,7 +224,7 @@ def alone(
         own = tuple(row for row in rows if group(row) == name)
         bound = call.only_rows(*inputs.of(own, call))
         with caching_as(module, name):
-            prediction = call.noise(forward(*bound.args, **bound.kwargs))
+            prediction = call.noise(call.evaluate(forward, bound))
         made.update(zip(own, prediction.tensor_split(len(own)), strict=True))
     return torch.cat([made[row] for row in rows])
 
@@ -224,15 +233,37 @@ def _and_negative(family: Family) -> str:
     return " and a negative_prompt (an empty one will do)" if family.needs_negative_prompt else ""
 
 
-def _is_caching(module: nn.Module) -> bool:
-    """Whether diffusers reuses what the denoiser computed at earlier steps, which must not be that of other rows."""
-    return bool(getattr(module, "is_cache_enabled", False))
+def caches_of(module: nn.Module) -> list[ModelHook]:
+    """Hooks of diffusers, anywhere in the denoiser, that reuse at one step what was computed at another.
+
+    However they were put on: ``enable_cache`` marks the denoiser, functions such as ``apply_first_block_cache`` do not.
+    """
+    registries = (getattr(each, "_diffusers_hook", None) for each in module.modules())
+    hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
+    return [hook for hook in hooks if hook._is_stateful]
+
+
+def require_separable_caches(modules: Iterable[nn.Module]) -> None:
+    """Refuse caches that do not tell the denoiser's calls apart: concepts would be answered with what was computed for others.
+
+    Raises:
+        GuidanceError: one keeps a single state for all calls, or the denoiser cannot say which call is made.
+    """
+    for module in modules:
+        for hook in caches_of(module):
+            separable = any(isinstance(value, StateManager) for value in vars(hook).values())
+            if not separable or not hasattr(module, "cache_context"):
+                raise GuidanceError(
+                    f"the denoiser reuses earlier computations through {type(hook).__name__}, which does not keep concepts "
+                    f"apart from the pipeline's own calls, so guidance would act on the wrong predictions. Use a cache with "
+                    f"contexts (FirstBlockCache, MagCache, TaylorSeer), disable_cache(), or the policy 'off'"
+                )
 
 
 @contextmanager
 def caching_as(module: nn.Module, name: str) -> Iterator[None]:
     """Keep what the denoiser's caches hold of concept rows apart from what they hold of the pipeline's own calls."""
-    if _is_caching(module):
+    if caches_of(module) or getattr(module, "is_cache_enabled", False):
         with module.cache_context(name):  # type: ignore[operator]
             yield
     else:

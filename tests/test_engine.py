@@ -18,6 +18,7 @@ from sldcore.errors import GuidanceError
 from sldcore.guidance.base import GuidanceRun, GuidedSample
 from sldcore.guidance.sld import SLD
 from sldcore.policy import ConceptUse, GuidanceSpec, SLDOptions, Window
+from sldcore.request import Request
 from sldcore.types import Guided, Predictions, Row, Schedule, Step
 
 FAST: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 4.0, "output_type": "np"}
@@ -366,3 +367,34 @@ def test_ddim_with_other_settings_is_followed(engine: SafetyEngine) -> None:
     engine.pipe.scheduler = ddim(timestep_spacing="trailing")
     timesteps = engine.generate(PROMPTS[0], **FAST).trace.timesteps
     assert timesteps == (999.0, 832.0, 666.0, 499.0, 332.0, 166.0)
+
+
+# --- parts of a request -------------------------------------------------------------------------------------------
+
+
+def test_a_part_of_a_request_takes_what_belongs_to_its_prompts_and_leaves_what_belongs_to_the_call() -> None:
+    prompts = [f"prompt {number}" for number in range(4)]
+    rows = torch.arange(4.0).view(4, 1)
+    off = SafetyPolicy.preset("off")
+    arguments = {
+        "timesteps": [999, 749, 499, 249],
+        "sigmas": [1.0, 0.7, 0.4, 0.1],
+        "controlnet_conditioning_scale": [0.1, 0.2, 0.3, 0.4],
+        "ip_adapter_image": ["a", "b", "c", "d"],
+        "negative_prompt": ["a", "b", "c", "d"],
+        "prompt_2": ["e", "f", "g", "h"],
+        "image": ["i", "j", "k", "l"],
+        "prompt_embeds": rows,
+        "pooled_prompt_embeds": rows,
+        "negative_pooled_prompt_embeds": rows,
+        "prompt_attention_mask": rows,
+        "mask_image": rows,
+        "latents": rows.repeat_interleave(2, dim=0),
+    }
+    request = Request.of(prompts, 0, 2, [off] * 4, arguments)
+    part = request.part([5], [request.samples[5]]).arguments  # the second picture of the third prompt
+    for name in ("timesteps", "sigmas", "controlnet_conditioning_scale", "ip_adapter_image"):
+        assert part[name] is arguments[name]
+    assert [part[name] for name in ("negative_prompt", "prompt_2", "image")] == [["c"], ["g"], ["k"]]
+    tensors = [name for name, value in arguments.items() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 6 and all(part[name].tolist() == [[2.0]] for name in tensors)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, runtime_checkable
 
+from sldcore.errors import ConceptError
 from sldcore.families.noise import schedule_of
 from sldcore.types import Schedule
 
@@ -230,8 +231,19 @@ class DiffusersFamily:
         return schedule_of(scheduler, calls, self.sign)
 
     def window(self, pipe: Any, options: TextOptions) -> int:
-        """The narrowest of ``tokenizers``."""
-        return min(self._windows(pipe, options).values())
+        """The narrowest of ``tokenizers``.
+
+        Raises:
+            ConceptError: the pipeline has no text encoder.
+        """
+        parts = {name: part for name, part in pipe.components.items() if part is not None}
+        windows = self._windows(pipe, options)
+        if not windows or not any(name.startswith("text_encoder") for name in parts):
+            raise ConceptError(
+                f"this {type(pipe).__name__} has no text encoder or no tokenizer, and concepts are encoded by them; keep them "
+                f"loaded until guard() is entered or the engine has run, then drop them if you must"
+            )
+        return min(windows.values())
 
     def count_tokens(self, pipe: Any, text: str, options: TextOptions = NO_OPTIONS) -> int:
         """Tokens without truncation; an encoder that is wider than the narrowest counts for less by the difference."""
@@ -246,7 +258,7 @@ class DiffusersFamily:
 
     def text_options(self, pipe: Any, encoded: Mapping[str, Any]) -> TextOptions:
         """Those of ``option_names`` that are not what ``encode_prompt`` does by itself."""
-        own = signature(type(pipe).encode_prompt).parameters
+        own = signature(encode_prompt_of(pipe)).parameters
         return TextOptions.of(
             {
                 name: encoded[name]
@@ -289,9 +301,9 @@ class DiffusersFamily:
             **options.arguments(),
             **more,
         }
-        encode = type(pipe).encode_prompt  # not the instance's, which a session may listen to
+        encode = encode_prompt_of(pipe)
         taken = signature(encode).parameters
-        return encode(pipe, text, **{name: value for name, value in wanted.items() if name in taken})
+        return encode(text, **{name: value for name, value in wanted.items() if name in taken})
 
     def encoder_state(self, pipe: Any) -> tuple[Any, ...]:
         """Identity and state of every text encoder and tokenizer of the pipeline."""
@@ -360,9 +372,14 @@ class DiffusersFamily:
             if tokenizer is None:
                 continue
             if isinstance(window, str):
-                window = given.get(window, signature(type(pipe).encode_prompt).parameters[window].default)
+                window = given.get(window, signature(encode_prompt_of(pipe)).parameters[window].default)
             windows[name] = int(tokenizer.model_max_length if window is None else window)
         return windows
+
+
+def encode_prompt_of(pipe: Any) -> Any:
+    """The pipeline's ``encode_prompt`` itself, or what its owner put there; not a session that listens to it."""
+    return getattr(pipe.encode_prompt, "sldcore_original", pipe.encode_prompt)
 
 
 def _lora_scale(arguments: Mapping[str, Any]) -> float | None:

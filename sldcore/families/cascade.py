@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sldcore.families.base import COND, UNCOND, DiffusersFamily, TextOptions
+from sldcore.families.base import COND, UNCOND, DiffusersFamily, TextOptions, encode_prompt_of
 from sldcore.types import Schedule
 
 
@@ -27,7 +27,7 @@ class StableCascadePrior(DiffusersFamily):
 
     def encode_one(self, pipe: Any, text: str, options: TextOptions) -> Mapping[str, Tensor]:
         """States and pooled text."""
-        states, pooled, _, _ = type(pipe).encode_prompt(pipe, pipe._execution_device, 1, 1, False, text)
+        states, pooled, _, _ = encode_prompt_of(pipe)(pipe._execution_device, 1, 1, False, text)
         return {"clip_text": states, "clip_text_pooled": pooled}
 
     def noise_schedule(self, scheduler: Any, calls: int) -> Schedule:

@@ -67,8 +67,10 @@ def reviewing(pipe: Any) -> Iterator[CheckerReview]:
             review.fail(error)
         return image, None
 
+    own = {name: value for name, value in vars(pipe).items() if name == "run_safety_checker"}
     pipe.run_safety_checker = run_on_copy
     try:
         yield review
     finally:
         del pipe.run_safety_checker
+        vars(pipe).update(own)
