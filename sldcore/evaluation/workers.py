@@ -86,9 +86,21 @@ class Share:
         return ""
 
     def batches(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Those of a plan's batches that are this process's: strided, so that all methods are in each share."""
-        # A stride of the whole plan, not of what is missing: others look at the folder at other moments.
-        return list(batches[self.shard :: self.shards][self.rank :: self.world])
+        """Those of a plan's batches that are this process's, dealt so that every share has all methods.
+
+        Methods stand side by side in a plan; a plain stride would give one method to each of as many shares. The whole plan is dealt
+        and not what is missing of it: others look at the folder at other moments.
+        """
+        shares, own = self.shards * self.world, self.shard * self.world + self.rank
+        turn: dict[
+            str, int
+        ] = {}  # by method: which share its next batch goes to; each method begins with another
+        mine = []
+        for batch in batches:
+            at = turn.setdefault(batch.method.name, len(turn))
+            turn[batch.method.name] = at + 1
+            mine += [batch] if at % shares == own else []
+        return mine
 
 
 def missing_batches(folder: RunFolder, batches: Sequence[Batch], retry_errors: bool = False) -> list[Batch]:

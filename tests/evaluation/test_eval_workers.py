@@ -18,6 +18,15 @@ from sldcore.policy import SafetyPolicy
 from sldcore.provenance import library_versions
 
 
+@pytest.mark.parametrize("shares", [2, 3, 4, 6])
+def test_every_share_has_all_methods_and_about_as_much_to_do(shares: int) -> None:
+    batches = plan(images=12).batches()
+    methods = {batch.method.name for batch in batches}
+    dealt = [Share.of(f"{part + 1}/{shares}", {}).batches(batches) for part in range(shares)]
+    assert all({batch.method.name for batch in own} == methods for own in dealt)
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= len(methods)
+
+
 def test_shards_and_ranks_share_all_batches_without_overlap() -> None:
     batches = plan(images=4).batches()
     taken = [
