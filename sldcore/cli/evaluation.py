@@ -264,6 +264,13 @@ def _conclude(evaluation: Evaluation, messages: Console, against: str | None) ->
             f"all pictures are there; `sld eval score {evaluation.folder} --detectors NAME` scores them",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
+    elif evaluation.unscored:
+        messages.print(
+            f"{evaluation.unscored} scores are still to be given, by other shards or processes or by `sld eval score`; "
+            f"`sld eval report {evaluation.folder}` when they are there",
+            highlight=False,
+            soft_wrap=True,
+        )
     else:
         _report(evaluation, evaluation.folder / REPORT, against)
 

@@ -71,6 +71,13 @@ class Evaluation:
         """How many samples are still to be made."""
         return self.expected - len(self.samples)
 
+    @property
+    def unscored(self) -> int:
+        """How many scores are still to be given by detectors that have scored some; samples with errors get none."""
+        scored = {(score.detector, score.key) for score in self.scores}
+        pictures = {sample.key for sample in self.samples if not sample.errors and sample.file}
+        return sum((detector, key) not in scored for detector in self.detectors for key in pictures)
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:

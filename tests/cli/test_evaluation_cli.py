@@ -86,6 +86,16 @@ def test_a_shard_says_that_others_have_work_left(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "report").exists()
 
 
+def test_a_shard_that_ends_before_others_have_scored_leaves_the_report_to_them(tmp_path: Path) -> None:
+    quick(tmp_path / "run", "--shard", "1/2", "--detectors", "none")
+    early = quick(tmp_path / "run", "--shard", "2/2")
+    assert "2 scores are still to be given" in early.output
+    assert not (tmp_path / "run" / "report").exists()
+    last = quick(tmp_path / "run", "--shard", "1/2")
+    assert last.exit_code == 0, last.output
+    assert (tmp_path / "run" / "report" / "report.html").exists()
+
+
 BAD = {
     "an unknown policy": (["--policies", "of"], "'of' is neither a preset nor a file"),
     "a policy twice": (["--policies", "off"], "method 'off' is given twice"),
