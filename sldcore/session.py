@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from typing import Any, Final
 
@@ -18,9 +19,10 @@ from sldcore.errors import GuidanceError, SafetyFailure
 from sldcore.families import family_of
 from sldcore.families.base import Family, TextOptions
 from sldcore.guidance.base import StepHook
+from sldcore.guidance.windows import acting_steps
 from sldcore.modular import takes_guider
 from sldcore.policy import SafetyPolicy
-from sldcore.resolution import check_policies, resolve_policy, scheduler_of
+from sldcore.resolution import catalogue_for, check_policies, resolve_policy, scheduler_of
 from sldcore.run import GuidedRun
 from sldcore.stepping import Apart, Stepper, Together, require_separable_caches
 from sldcore.types import Trace
@@ -310,6 +312,24 @@ class Session:
                 f"one policy, or one per picture in the pipeline's order (all pictures of a prompt together)"
             )
         return self._policies
+
+
+def check_windows(pipe: Any, family: Family, policies: Iterable[SafetyPolicy], steps: int) -> None:
+    """Find a scheduler that does not fit, and a window that never opens, before the batch that would meet it.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    for policy in policies:
+        with using(catalogue_for([policy])):
+            scheduler = scheduler_of([policy], pipe.scheduler.config) or deepcopy(pipe.scheduler)
+            if scheduler.config.get("use_dynamic_shifting"):
+                continue  # its noise levels depend on the size of the picture; the session looks at them
+            scheduler.set_timesteps(steps)
+            schedule = family.noise_schedule(scheduler, len(scheduler.timesteps))
+            windows = [use.window for use in policy.concepts if use.window is not None]
+            for window in [*windows, *([policy.guidance.window] if policy.guidance else [])]:
+                acting_steps(window, schedule)
 
 
 def as_policy(policy: SafetyPolicy | str) -> SafetyPolicy:

@@ -63,6 +63,29 @@ class Inputs:
         return f"{_CACHE}-{first}" if first else _CACHE
 
 
+class Caches:
+    """Whether denoisers reuse what they computed at earlier steps; looked for once per run, not at every call."""
+
+    def __init__(self) -> None:
+        self._in_use: dict[int, bool] = {}  # by the denoiser's identity
+
+    def in_use(self, module: nn.Module) -> bool:
+        """Whether ``module`` has caches."""
+        if id(module) not in self._in_use:
+            enabled = bool(getattr(module, "is_cache_enabled", False))
+            self._in_use[id(module)] = enabled or bool(caches_of(module))
+        return self._in_use[id(module)]
+
+    @contextmanager
+    def kept_apart(self, module: nn.Module, name: str) -> Iterator[None]:
+        """Keep what caches hold of concept rows apart from what they hold of the pipeline's own calls."""
+        if self.in_use(module):
+            with module.cache_context(name):  # type: ignore[operator]
+                yield
+        else:
+            yield
+
+
 class Together:
     """All parts in one call; concept rows are appended to it."""
 
@@ -71,13 +94,7 @@ class Together:
     def __init__(self, run: GuidedRun, concepts: RunConcepts, pipe: Any, family: Family) -> None:
         self._run, self._pipe, self._family = run, pipe, family
         self._inputs = Inputs(concepts)
-        self._caching: dict[int, bool] = {}  # by the denoiser's identity; looked for once per run
-
-    def _is_caching(self, module: nn.Module) -> bool:
-        if id(module) not in self._caching:
-            enabled = bool(getattr(module, "is_cache_enabled", False))
-            self._caching[id(module)] = enabled or bool(caches_of(module))
-        return self._caching[id(module)]
+        self._caches = Caches()
 
     def call(self, module: nn.Module, forward: Forward, call: DenoiserCall) -> Any:
         """One step: extend, evaluate, combine, hand back the parts with c'."""
@@ -97,7 +114,7 @@ class Together:
         self, module: nn.Module, forward: Forward, call: DenoiserCall, rows: tuple[Row, ...]
     ) -> tuple[Any, dict[str, Tensor], Tensor]:
         """The output, the prediction of each part, and those of the concept rows."""
-        if rows and not self._family.concepts_apart(self._pipe) and not self._is_caching(module):
+        if rows and not self._family.concepts_apart(self._pipe) and not self._caches.in_use(module):
             bound = call.with_rows(*self._inputs.of(rows, call))
             output = call.evaluate(forward, bound)
             return output, *call.predictions(output)
@@ -105,7 +122,9 @@ class Together:
         parts, concepts = call.predictions(output)
         if rows:
             with self._family.around_concepts(self._pipe):
-                concepts = alone(module, forward, call, rows, self._inputs, self._inputs.name_of_shape)
+                concepts = alone(
+                    module, forward, call, rows, self._inputs, self._inputs.name_of_shape, self._caches
+                )
         return output, parts, concepts
 
 
@@ -139,6 +158,7 @@ class Apart:
         self._run, self._pipe, self._family, self._order = run, pipe, family, order
         self._position = position
         self._inputs = Inputs(concepts)
+        self._caches = Caches()
         self._pending: _Pending | None = None
 
     @property
@@ -199,7 +219,13 @@ class Apart:
         if rows:
             with self._family.around_concepts(self._pipe):
                 concepts = alone(
-                    module, forward, calls[COND], rows, self._inputs, lambda row: f"{_CACHE}-{row.concept}"
+                    module,
+                    forward,
+                    calls[COND],
+                    rows,
+                    self._inputs,
+                    lambda row: f"{_CACHE}-{row.concept}",
+                    self._caches,
                 )
         given = Predictions(parts[UNCOND], parts[COND], concepts, rows, calls[COND].latents)
         uncond, cond = self._run.finish(pending.plan, given)
@@ -217,13 +243,14 @@ def alone(
     rows: tuple[Row, ...],
     inputs: Inputs,
     group: Callable[[Row], str],
+    caches: Caches,
 ) -> Tensor:
     """The predictions of ``rows``, [R, ...] in their order, with a call, and a cache, for those of one ``group``."""
     made: dict[Row, Tensor] = {}
     for name in dict.fromkeys(group(row) for row in rows):
         own = tuple(row for row in rows if group(row) == name)
         bound = call.only_rows(*inputs.of(own, call))
-        with caching_as(module, name):
+        with caches.kept_apart(module, name):
             prediction = call.noise(call.evaluate(forward, bound))
         made.update(zip(own, prediction.tensor_split(len(own)), strict=True))
     return torch.cat([made[row] for row in rows])
@@ -258,13 +285,3 @@ def require_separable_caches(modules: Iterable[nn.Module]) -> None:
                     f"apart from the pipeline's own calls, so guidance would act on the wrong predictions. Use a cache with "
                     f"contexts (FirstBlockCache, MagCache, TaylorSeer), disable_cache(), or the policy 'off'"
                 )
-
-
-@contextmanager
-def caching_as(module: nn.Module, name: str) -> Iterator[None]:
-    """Keep what the denoiser's caches hold of concept rows apart from what they hold of the pipeline's own calls."""
-    if caches_of(module) or getattr(module, "is_cache_enabled", False):
-        with module.cache_context(name):  # type: ignore[operator]
-            yield
-    else:
-        yield

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sldcore.engine import SafetyEngine
-    from sldcore.families.base import Family
     from sldcore.types import Predictions, Result, Step
 
 RESULT_FILE: Final = "result.json"
@@ -180,31 +179,13 @@ def _loaded(request: Request, console: Console) -> Any:
 def _fitted(pipe: Any, request: Request) -> Call:
     """The pipeline's arguments; what cannot work is found before the first batch, not at the batch that meets it."""
     from sldcore.families import family_of
+    from sldcore.session import check_windows
 
     family = family_of(pipe)
     call = fit(pipe, family, request)
-    _check_windows(pipe, family, request)
+    policies = {picture.policy for picture in request.pictures}
+    check_windows(pipe, family, policies, request.arguments["num_inference_steps"])
     return call
-
-
-def _check_windows(pipe: Any, family: Family, request: Request) -> None:
-    """Find a scheduler that does not fit, and a window that never opens."""
-    from copy import deepcopy
-
-    from sldcore.catalogue import using
-    from sldcore.guidance.windows import acting_steps
-    from sldcore.resolution import catalogue_for, scheduler_of
-
-    for policy in {picture.policy for picture in request.pictures}:
-        with using(catalogue_for([policy])):
-            scheduler = scheduler_of([policy], pipe.scheduler.config) or deepcopy(pipe.scheduler)
-            if scheduler.config.get("use_dynamic_shifting"):
-                continue  # its noise levels depend on the size of the picture; the session looks at them
-            scheduler.set_timesteps(request.arguments["num_inference_steps"])
-            schedule = family.noise_schedule(scheduler, len(scheduler.timesteps))
-            windows = [use.window for use in policy.concepts if use.window is not None]
-            for window in [*windows, *([policy.guidance.window] if policy.guidance else [])]:
-                acting_steps(window, schedule)
 
 
 def _engine(pipe: Any, request: Request, call: Call, bar: StepProgress) -> SafetyEngine:

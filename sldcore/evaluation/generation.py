@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO
@@ -15,7 +14,6 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sldcore.catalogue import using
 from sldcore.documents import write_bytes_atomically
 from sldcore.engine import SafetyEngine
 from sldcore.errors import ConfigurationError, ModelError, SafetyFailure
@@ -23,13 +21,10 @@ from sldcore.evaluation.planning import Batch, Method, Plan, Wanted
 from sldcore.evaluation.record_lines import picture_name
 from sldcore.evaluation.records import Sample
 from sldcore.evaluation.run_folder import RunFolder
-from sldcore.families.base import Family
-from sldcore.guidance.windows import acting_steps
 from sldcore.outcome import Outcome
-from sldcore.policy import SafetyPolicy
 from sldcore.request import Sample as Asked
-from sldcore.resolution import catalogue_for, scheduler_of
 from sldcore.review import as_pictures
+from sldcore.session import check_windows
 from sldcore.types import Report, Result
 
 _DIGITS: Final = 5
@@ -175,24 +170,6 @@ class Generator:
         if batch.method.policy.guides and family.needs_negative_prompt and "negative_prompt" in self._taken:
             given.setdefault("negative_prompt", "")
         return given
-
-
-def check_windows(pipe: Any, family: Family, policies: Sequence[SafetyPolicy], steps: int) -> None:
-    """Find a scheduler that does not fit, and a window that never opens, before the batch that would meet it.
-
-    Raises:
-        ConfigurationError: there is one.
-    """
-    for policy in policies:
-        with using(catalogue_for([policy])):
-            scheduler = scheduler_of([policy], pipe.scheduler.config) or deepcopy(pipe.scheduler)
-            if scheduler.config.get("use_dynamic_shifting"):
-                continue  # its noise levels depend on the size of the picture; the session looks at them
-            scheduler.set_timesteps(steps)
-            schedule = family.noise_schedule(scheduler, len(scheduler.timesteps))
-            windows = [use.window for use in policy.concepts if use.window is not None]
-            for window in [*windows, *([policy.guidance.window] if policy.guidance else [])]:
-                acting_steps(window, schedule)
 
 
 def store(folder: RunFolder, worker: str, made: Sequence[Made]) -> None:

@@ -296,6 +296,25 @@ def _nothing() -> Iterator[None]:
     yield
 
 
+@contextmanager
+def encodings(pipe: Any) -> Iterator[list[dict[str, Any]]]:
+    """What the pipeline's ``encode_prompt`` is called with, in the order of its calls."""
+    kind, seen = type(pipe), []
+    original = kind.encode_prompt
+    names = signature(original)
+
+    def note(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(dict(names.bind(self, *args, **kwargs).arguments))
+        return original(self, *args, **kwargs)
+
+    note.__signature__ = names
+    kind.encode_prompt = note
+    try:
+        yield seen
+    finally:
+        kind.encode_prompt = original
+
+
 # --- the checks ------------------------------------------------------------------------------------------------
 
 

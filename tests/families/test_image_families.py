@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 from cases_images import CASES, REFINER, SD3, SDXL
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
-from family_checks import CHECKS, PROMPT, PROMPTS, Case, close, counting, policy, reference, run
+from family_checks import CHECKS, PROMPT, PROMPTS, Case, close, counting, encodings, policy, reference, run
 
 from sldcore.errors import GuidanceError
 from sldcore.families import family_of
@@ -41,25 +40,6 @@ def test_picture_pipelines(case: Case, check: Callable[[Case], None]) -> None:
 
 
 # --- text ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def encodings(pipe: Any) -> Iterator[list[dict[str, Any]]]:
-    """What the pipeline's ``encode_prompt`` is called with, in the order of its calls."""
-    kind, seen = type(pipe), []
-    original = kind.encode_prompt
-    names = signature(original)
-
-    def note(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(dict(names.bind(self, *args, **kwargs).arguments))
-        return original(self, *args, **kwargs)
-
-    note.__signature__ = names
-    kind.encode_prompt = note
-    try:
-        yield seen
-    finally:
-        kind.encode_prompt = original
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from inspect import signature
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases_transformers import BY_NAME, FIRST, named
-from family_checks import PROMPTS, Case, close, policy, reference, run
+from family_checks import PROMPTS, Case, close, encodings, policy, reference, run
 from torch import Tensor
 
 from sldcore.families import family_of
@@ -21,25 +19,6 @@ from sldcore.session import guard
 UNEQUAL = ("a red knight on a meadow", "boat")
 """Prompts of unequal length, so that masks and paddings differ."""
 NEGATIVE = "a crowd at night"
-
-
-@contextmanager
-def encodings(pipe: Any) -> Iterator[list[dict[str, Any]]]:
-    """What the pipeline's ``encode_prompt`` is called with, in the order of its calls."""
-    kind, seen = type(pipe), []
-    original = kind.encode_prompt
-    names = signature(original)
-
-    def note(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(dict(names.bind(self, *args, **kwargs).arguments))
-        return original(self, *args, **kwargs)
-
-    note.__signature__ = names
-    kind.encode_prompt = note
-    try:
-        yield seen
-    finally:
-        kind.encode_prompt = original
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

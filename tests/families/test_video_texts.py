@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +15,7 @@ from cases_video import BY_NAME, FROM_TEXT, named
 from family_checks import (
     Case,
     close,
+    encodings,
     policy,
     reference,
     run,
@@ -36,25 +35,6 @@ WITH_A_LENGTH = ("CogVideoX", "LTX", "Mochi", "Allegro", "Wan", "HunyuanVideo")
 UNEQUAL = ("a red knight on a meadow", "boat")
 """Prompts of unequal length, so that their masks differ."""
 NEGATIVE = "a crowd at night"
-
-
-@contextmanager
-def encodings(pipe: Any) -> Iterator[list[dict[str, Any]]]:
-    """What the pipeline's ``encode_prompt`` is called with, in the order of its calls."""
-    kind, seen = type(pipe), []
-    original = kind.encode_prompt
-    names = signature(original)
-
-    @functools.wraps(original)
-    def note(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(dict(names.bind(self, *args, **kwargs).arguments))
-        return original(self, *args, **kwargs)
-
-    kind.encode_prompt = note
-    try:
-        yield seen
-    finally:
-        kind.encode_prompt = original
 
 
 TEMPLATE = {"template": "describe {} <|eot_id|>", "crop_start": 1}
