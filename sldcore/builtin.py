@@ -32,9 +32,9 @@ from sldcore.filters import (
     visible_label,
     vlm_judge,
 )
+from sldcore.guidance import kinds
 from sldcore.guidance.windows import CORE_WINDOWS, Span
 from sldcore.hookspecs import hookimpl
-from sldcore.policy_parts import SLDOptions
 from sldcore.schedulers import scheduler_kinds
 
 SLD_API: Final = 1
@@ -49,15 +49,8 @@ def sld_concepts() -> list[ConceptProvider]:
 
 @hookimpl
 def sld_guidance_methods() -> list[GuidanceMethod]:
-    """Safe Latent Diffusion."""
-
-    def create() -> Any:
-        from sldcore.guidance.sld import SLD
-
-        return SLD()
-
-    description = "Safe Latent Diffusion, arXiv 2211.05105"
-    return [GuidanceMethod(name="sld", description=description, options=SLDOptions, create=create)]
+    """Safe Latent Diffusion and its peers."""
+    return list(kinds.KINDS)
 
 
 @hookimpl

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sldcore.errors import GuidanceError, SessionError
 from sldcore.families.base import COND, UNCOND, Family
-from sldcore.types import Row
+from sldcore.types import OwnRow, Row
 
 HOOK_NAME: Final = "sldcore"
 installing: Final = RLock()
@@ -49,6 +49,19 @@ class RowSource:
             else grouped.index_select(0, self.index.to(value.device))
         )
         return rows if group == 1 else rows.flatten(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRows:
+    """What becomes of a call's own rows: which of them are evaluated, and which get another text.
+
+    ``kept`` are their positions in the call and ``texts`` the other texts, [S, ...] by argument, for the rows at ``swapped``
+    (positions among those kept).
+    """
+
+    kept: RowSource
+    swapped: Tensor | None = None
+    texts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +143,55 @@ class DenoiserCall:
             return RowSource(positions, slice(first, first + self.batch))
         return RowSource(positions, torch.tensor(positions, device=self.latents.device))
 
-    def with_rows(self, source: RowSource, texts: Mapping[str, Tensor]) -> inspect.BoundArguments:
+    def own_rows(self, out: frozenset[int], texts: Mapping[OwnRow, Mapping[str, Tensor]]) -> OwnRows | None:
+        """The call without the samples ``out`` and with other ``texts`` [1, ...] for some rows; None if nothing changes.
+
+        One row stays where all samples are out, so that there is something to evaluate.
+        """
+        own = [OwnRow(sample, part) for part in self.parts for sample in range(self.batch)]
+        kept = [position for position, row in enumerate(own) if row.sample not in out] or [0]
+        swapped = [index for index, position in enumerate(kept) if own[position] in texts]
+        if len(kept) == len(own) and not swapped:
+            return None
+        device = self.latents.device
+        everything = len(kept) == len(own)
+        index: Tensor | slice = slice(None) if everything else torch.tensor(kept, device=device)
+        source = RowSource(tuple(kept), index)
+        if not swapped:
+            return OwnRows(source)
+        chosen = [texts[own[kept[position]]] for position in swapped]
+        merged = {name: torch.cat([each[name].to(device) for each in chosen]) for name in chosen[0]}
+        return OwnRows(source, torch.tensor(swapped, device=device), merged)
+
+    def with_rows(
+        self, source: RowSource, texts: Mapping[str, Tensor], own: OwnRows | None = None
+    ) -> inspect.BoundArguments:
         """The call's arguments with R concept rows appended.
 
-        ``source`` is :meth:`conditional_rows` of the rows; ``texts`` the rows' concept texts by argument, [R, ...].
+        ``source`` is :meth:`conditional_rows` of the rows; ``texts`` the rows' concept texts by argument, [R, ...]; ``own`` what
+        becomes of the call's own rows, which stay as they are without it.
 
         Raises:
             GuidanceError: a text argument cannot be extended by the concept's.
         """
-        return self._arguments(source, texts, keep=True)
+        return self._arguments(source, texts, keep=True, own=own)
+
+    def only_own(self, own: OwnRows) -> inspect.BoundArguments:
+        """The arguments of a call with some of its own rows and no other ones.
+
+        Raises:
+            GuidanceError: as :meth:`with_rows`.
+        """
+        return self._arguments(RowSource((), slice(0, 0)), {}, keep=True, own=own)
+
+    def spread(self, output: Any, own: OwnRows | None) -> Any:
+        """An output of :meth:`with_rows` or :meth:`only_own` with 0 in the place of own rows that were not evaluated."""
+        if own is None or len(own.kept.positions) == self.rows:
+            return output
+        prediction = prediction_of(output)
+        mine, concepts = prediction.tensor_split((len(own.kept.positions),))
+        whole = mine.new_zeros((self.rows, *mine.shape[1:])).index_copy(0, _positions(own.kept, mine), mine)
+        return with_prediction(output, torch.cat([whole, concepts]), self.rows + len(concepts))
 
     def only_rows(self, source: RowSource, texts: Mapping[str, Tensor]) -> inspect.BoundArguments:
         """The arguments of a call with R concept rows and nothing else.
@@ -175,17 +228,20 @@ class DenoiserCall:
         return prediction.ndim > 3 and prediction.shape[1] == 2 * self.latents.shape[1]
 
     def _arguments(
-        self, source: RowSource, texts: Mapping[str, Tensor], *, keep: bool
+        self, source: RowSource, texts: Mapping[str, Tensor], *, keep: bool, own: OwnRows | None = None
     ) -> inspect.BoundArguments:
         group = self.family.rows_per_sample(self.bound.arguments)
-        texts = self.family.placed(texts, self.bound.arguments)
-        extension = _Extension(self.rows, source, texts, group, self.family.listed_arguments, keep)
+        texts = self.family.placed(texts, self.bound.arguments) if texts else {}
+        if own is not None and own.texts:
+            own = replace(own, texts=self.family.placed(own.texts, self.bound.arguments))
+        extension = _Extension(self.rows, source, texts, group, self.family.listed_arguments, keep, own)
         shared = self.family.shared_arguments
         arguments = {
             name: value if name in shared else extension.of(value, name)
             for name, value in self.bound.arguments.items()
         }
-        if missing := [name for name in texts if name not in extension.swapped]:
+        wanted = [*texts, *(own.texts if own is not None else ())]
+        if missing := [name for name in wanted if name not in extension.swapped]:
             raise GuidanceError(
                 f"the pipeline calls its denoiser without {missing[0]}, so no concept can be put there"
             )
@@ -209,15 +265,17 @@ class _Extension:
     group: int
     listed: tuple[str, ...]
     keep: bool
+    own: OwnRows | None = None
     swapped: set[str] = field(default_factory=set)
 
     def of(self, value: Any, path: str) -> Any:
         """An argument, or a part of one, with concept rows; what is not batch-shaped stays as it is."""
-        if path in self.texts and isinstance(value, Tensor):
+        if isinstance(value, Tensor) and (path in self.texts or (self.own and path in self.own.texts)):
             self.swapped.add(path)
             return self._text(value, path)
         if path in self.listed and isinstance(value, list | tuple) and len(value) == self.rows:
-            return [*(value if self.keep else ()), *(value[position] for position in self.source.positions)]
+            own = range(self.rows) if self.own is None else self.own.kept.positions
+            return [value[position] for position in (*(own if self.keep else ()), *self.source.positions)]
         if isinstance(value, Tensor):
             return self._copies(value)
         if isinstance(value, Mapping):
@@ -230,15 +288,47 @@ class _Extension:
     def _copies(self, value: Tensor) -> Tensor:
         for group in dict.fromkeys((1, self.group)):
             if value.ndim and value.shape[0] == self.rows * group:
-                copies = self.source.of(value, group)
-                return torch.cat([value, copies]) if self.keep else copies
+                return self._joined(self._kept(value, group), self.source.of(value, group))
         return value
 
     def _text(self, value: Tensor, path: str) -> Tensor:
-        concept = self.texts[path].to(device=value.device, dtype=value.dtype)
-        if self.group > 1 and value.shape[0] == self.rows * self.group:
-            concept = concept.repeat_interleave(self.group, dim=0)
-        return torch.cat([value, _fitted(path, concept, value)]) if self.keep else concept.contiguous()
+        group = self.group if self.group > 1 and value.shape[0] == self.rows * self.group else 1
+        own = self._kept(value, group)
+        if self.own is not None and path in self.own.texts and self.own.swapped is not None:
+            others = self._as_in_call(path, self.own.texts[path], value, group)
+            own = _put(own, self.own.swapped, others, group)
+        if path not in self.texts:
+            copies = self.source.of(value, group)
+            return self._joined(own, copies)
+        concept = self._as_in_call(path, self.texts[path], value, group)
+        return torch.cat([own, _fitted(path, concept, value)]) if self.keep else concept.contiguous()
+
+    def _as_in_call(self, path: str, text: Tensor, value: Tensor, group: int) -> Tensor:
+        text = text.to(device=value.device, dtype=value.dtype)
+        return text if group == 1 else text.repeat_interleave(group, dim=0)
+
+    def _kept(self, value: Tensor, group: int) -> Tensor:
+        return value if self.own is None else self.own.kept.of(value, group)
+
+    def _joined(self, own: Tensor, copies: Tensor) -> Tensor:
+        if not self.keep:
+            return copies
+        return torch.cat([own, copies]) if len(copies) else own
+
+
+def _put(value: Tensor, at: Tensor, rows: Tensor, group: int) -> Tensor:
+    """``value`` [N * group, ...] with other rows [S * group, ...] at the N-positions ``at``."""
+    fitted = _fitted("text", rows, value)
+    grouped = value.reshape(-1, group, *value.shape[1:])
+    return grouped.index_copy(0, at.to(value.device), fitted.reshape(-1, group, *value.shape[1:])).flatten(
+        0, 1
+    )
+
+
+def _positions(source: RowSource, like: Tensor) -> Tensor:
+    if isinstance(source.index, Tensor):
+        return source.index.to(like.device)
+    return torch.tensor(source.positions, device=like.device)
 
 
 def _fitted(name: str, concept: Tensor, value: Tensor) -> Tensor:

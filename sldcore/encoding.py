@@ -6,7 +6,7 @@ Encoded texts are kept for as long as the encoder that made them is unchanged.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sldcore.catalogue import using
-from sldcore.concepts import resolve
+from sldcore.concepts import UsedConcept, resolve
 from sldcore.embeddings import read_embedding
 from sldcore.errors import ConceptError, listed
 from sldcore.families.base import EncodesTokens, EncodesVectors, Family, TextOptions
@@ -66,6 +66,8 @@ class RunConcepts:
     rows: tuple[ConceptRow, ...]
     used: Mapping[SafetyPolicy, tuple[UsedRow, ...]]
     arguments: tuple[Mapping[str, Tensor], ...]
+    probed: Mapping[SafetyPolicy, tuple[UsedRow, ...]] = field(default_factory=dict)
+    """Rows that a policy's gate looks for, if these are others than those that it uses."""
 
     def texts_of(self, policy: SafetyPolicy) -> dict[str, tuple[str, ...]]:
         """Concept id to the texts that stand for it in ``policy``."""
@@ -117,23 +119,30 @@ class ConceptEncoder:
         self._forget_if_changed()
         rows: dict[_Source, ConceptRow] = {}
         used: dict[SafetyPolicy, tuple[UsedRow, ...]] = {}
+        probed: dict[SafetyPolicy, tuple[UsedRow, ...]] = {}
         for policy in dict.fromkeys(policies):
-            mine: dict[_Source, UsedRow] = {}
             with using(catalogue_for([policy])):
-                resolved = resolve(policy.concepts)
-            for use in resolved:
-                concept = use.concept
-                sources = self._sources(concept, options)
-                for number, source in enumerate(sources, 1):
-                    name = concept.id if len(sources) == 1 else f"{concept.id}#{number}"
-                    row = ConceptRow(name, concept.id, source.text, source.prefix, source.embedding)
-                    rows.setdefault(source, row)  # a shared text is one row
-                    index = list(rows).index(source)
-                    mine.setdefault(
-                        source, UsedRow(index, concept.weight, concept.strength, use.window, concept.id)
-                    )
-            used[policy] = tuple(mine.values())
-        return RunConcepts(tuple(rows.values()), used, self._encode(list(rows), options))
+                used[policy] = self._rows(resolve(policy.concepts), rows, options)
+                probed[policy] = self._rows(resolve(policy.probed), rows, options)
+        return RunConcepts(tuple(rows.values()), used, self._encode(list(rows), options), probed)
+
+    def _rows(
+        self, concepts: Sequence[UsedConcept], rows: dict[_Source, ConceptRow], options: TextOptions
+    ) -> tuple[UsedRow, ...]:
+        """What one policy uses, with its rows added to ``rows``; a shared text is one row."""
+        mine: dict[_Source, UsedRow] = {}
+        for use in concepts:
+            concept = use.concept
+            sources = self._sources(concept, options)
+            for number, source in enumerate(sources, 1):
+                name = concept.id if len(sources) == 1 else f"{concept.id}#{number}"
+                row = ConceptRow(name, concept.id, source.text, source.prefix, source.embedding)
+                rows.setdefault(source, row)
+                index = list(rows).index(source)
+                mine.setdefault(
+                    source, UsedRow(index, concept.weight, concept.strength, use.window, concept.id)
+                )
+        return tuple(mine.values())
 
     def _forget_if_changed(self) -> None:
         state = self._family.encoder_state(self._pipe)

@@ -5,7 +5,6 @@ resolve → encode → review of prompts → denoise → review of pictures → 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -13,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sldcore import __version__, regeneration
+from sldcore import __version__, regeneration, restarting
 from sldcore.audit import AuditLog
+from sldcore.call_checks import require_guidance, require_seeds
 from sldcore.catalogue import current, using
 from sldcore.encoding import ConceptEncoder, text_vectors
-from sldcore.errors import ConfigurationError, GuidanceError
+from sldcore.errors import ConfigurationError
 from sldcore.families import family_of
 from sldcore.filters.base import PictureContext, PromptContext
 from sldcore.filters.chain import Chain, Findings
@@ -29,6 +29,8 @@ from sldcore.outcome import (
     add_prompt,
     failures_of,
     is_plain,
+    judged,
+    pending,
     read_only,
     replaced,
     report_of,
@@ -111,8 +113,10 @@ class SafetyEngine:
         chosen = [self.policy] * prompts if policies is None else [as_policy(each) for each in policies]
         request = Request.of(prompt, seed, num_images, chosen, pipeline_arguments, self._per_prompt)
         used = [sample.policy for sample in request.samples]
-        regeneration.check(used, [sample.seed for sample in request.samples], pipeline_arguments)
-        self._require_guidance_scale(used, pipeline_arguments)
+        seeds = [sample.seed for sample in request.samples]
+        regeneration.check(used, seeds, pipeline_arguments)
+        require_seeds(used, seeds)
+        require_guidance(self.pipe, self._family, self._call, used, pipeline_arguments)
         with using(self._catalogue):
             self._chain.prepare(dict.fromkeys(used))
             on_prompts = self._review_prompts(request)
@@ -126,13 +130,23 @@ class SafetyEngine:
                 self._record(outcome, provenance)
         return Result(images, outcome.reports, outcome.trace, provenance)
 
-    def denoise(self, samples: Sequence[Sample], arguments: Mapping[str, Any]) -> Outcome:
-        """One pipeline call for ``samples`` with the pipeline's own ``arguments``, guided and reviewed."""
+    def denoise(
+        self,
+        samples: Sequence[Sample],
+        arguments: Mapping[str, Any],
+        guiding: Sequence[SafetyPolicy] | None = None,
+    ) -> Outcome:
+        """One pipeline call for ``samples`` with the pipeline's own ``arguments``, guided and reviewed.
+
+        ``guiding`` are the policies that guide, if others than those that judge. Pictures that a gate wants made again are
+        withheld.
+        """
         policies = [sample.policy for sample in samples]
-        self._require_guidance_scale(policies, arguments)
+        guiding = policies if guiding is None else guiding
+        require_guidance(self.pipe, self._family, self._call, guiding, arguments)
         with using(self._catalogue):
             self._chain.prepare(dict.fromkeys(policies))
-            session = Session(self.pipe, self._family, self._encoder, policies, self._hooks, strict=False)
+            session = Session(self.pipe, self._family, self._encoder, guiding, self._hooks, strict=False)
             concepts = session.concepts(self._family.options_of_call(self.pipe, arguments))
             with session.active(), reviewing(self.pipe) as checker:
                 output = self._call(**{**arguments, "output_type": "np", "return_dict": True})
@@ -145,23 +159,35 @@ class SafetyEngine:
                     sample.prompt,
                     sample.seed,
                     sample.policy,
-                    MappingProxyType(concepts.texts_of(sample.policy)),  # filters must not rewrite the report
+                    MappingProxyType(concepts.texts_of(guide)),  # filters must not rewrite the report
                     read_only(trace.heat[index]),
                 )
-                for index, sample in enumerate(samples)
+                for index, (sample, guide) in enumerate(zip(samples, guiding, strict=True))
             ]
-            findings = self._review(pixels, contexts, [bool(each) for each in failures])
+            again = pending(session)
+            skipped = [bool(each) or index in again for index, each in enumerate(failures)]
+            findings = self._review(pixels, contexts, skipped)
         made = []
         for index, (sample, found) in enumerate(zip(samples, findings, strict=True)):
             found.failures[:0] = failures[index]
             for verdict in checker.of(index)[0]:
                 found.verdicts.insert(0, verdict)
                 found.flagged_by += [(CHECKER, verdict)] if verdict.flagged else []
-            rows = sum(run.rows_of(index) for run in session.runs)
-            plain_rows = sum(run.plain_rows for run in session.runs)
-            report = report_of(sample, contexts[index], rows, plain_rows)
-            made.append(Made(pixels[index], decide(report, found, sample.policy), found, contexts[index]))
+            report = report_of(sample, contexts[index], session.runs, index)
+            report = judged(report, found, sample.policy, again=index in again)
+            made.append(Made(pixels[index], report, found, contexts[index]))
         return Outcome(tuple(made), trace, session.scheduler)
+
+    def _carried_out(self, request: Request) -> Outcome:
+        """The pictures of a request, those that a gate wants guided in a second pass."""
+        outcome = self.denoise(request.samples, request.call())
+        restarts = restarting.restarts_of(outcome)
+        if not restarts:
+            return outcome
+        chosen = [restart.index for restart in restarts]
+        part = request.part(chosen, [request.samples[index] for index in chosen])
+        second = self.denoise(part.samples, part.call(), [restart.policy for restart in restarts])
+        return restarting.together(outcome, chosen, second)
 
     def _review(
         self, pixels: Sequence[Pixels], contexts: Sequence[PictureContext], skip: Sequence[bool]
@@ -199,12 +225,12 @@ class SafetyEngine:
         ]
         kept = [index for index, out in enumerate(gone) if not out]
         if len(kept) == len(gone):
-            outcome = self.denoise(request.samples, request.call())
+            outcome = self._carried_out(request)
         else:
             outcome = self._without(request, on_prompts)
             if kept:
                 part = request.part(kept, [request.samples[index] for index in kept])
-                outcome = replaced(outcome, kept, self.denoise(part.samples, part.call()))
+                outcome = replaced(outcome, kept, self._carried_out(part))
         for index in kept:
             add_prompt(outcome.made[index], on_prompts[index])
         return outcome
@@ -217,7 +243,7 @@ class SafetyEngine:
             samples = [Sample(request.samples[r.index].prompt, r.seed, r.policy) for r in retries]
             part = request.part(chosen, samples)
             try:
-                later = self.denoise(part.samples, part.call())
+                later = self._carried_out(part)
             except ConfigurationError as problem:  # such as a preset that starts after the last step
                 later = self._failed(outcome, chosen, samples, problem)
             for index, made in zip(chosen, later.made, strict=True):
@@ -279,28 +305,6 @@ class SafetyEngine:
             report = decide(report_of(sample, context), found, sample.policy)
             made.append(Made(np.zeros((*frames, height, width, 3), np.float32), report, found, context))
         return Outcome(tuple(made), empty_trace(len(made)))
-
-    def _require_guidance_scale(self, policies: Sequence[SafetyPolicy], arguments: Mapping[str, Any]) -> None:
-        """Refuse at once what the hook would refuse at the first step."""
-        guiding = [policy.name for policy in policies if policy.guides]
-        name = self._family.guidance_argument
-        parameter = inspect.signature(self._call).parameters.get(name)
-        scale = arguments.get(name, parameter.default if parameter else None)
-        if guiding and isinstance(scale, int | float) and scale <= 1:
-            raise GuidanceError(
-                f"{name} is {scale:g}, which turns classifier-free guidance off, and with it policy '{guiding[0]}'. "
-                f"Use {name} > 1, or the policy 'off'"
-            )
-        negative = ("negative_prompt", "negative_prompt_embeds")
-        if (
-            guiding
-            and self._family.needs_negative_prompt
-            and not any(arguments.get(each) is not None for each in negative)
-        ):
-            raise GuidanceError(
-                f"{type(self.pipe).__name__} guides only with a negative_prompt, and policy '{guiding[0]}' needs its "
-                f"unconditional prediction. Give negative_prompt, an empty one ('') will do, or the policy 'off'"
-            )
 
     def _provenance(self, outcome: Outcome, request: Request) -> dict[str, Any]:
         denoiser = self._family.denoisers(self.pipe)[0]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,13 @@ from sldcore.frames import Pixels
 from sldcore.policy import SafetyPolicy
 from sldcore.request import Sample
 from sldcore.review import Made, action_of, blocking, decide, reason_of
+from sldcore.run import GuidedRun
 from sldcore.session import Session
 from sldcore.tracing import empty_trace, replaced_samples
 from sldcore.types import Failure, Report, Trace
+
+PENDING: Final = Failure("gate", "", "a concept was found, and the guided picture was not made")
+"""What is said of a picture that a gate wants made again, so that it stays back if it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def failures_of(
     for run in session.runs:
         for index in range(len(samples)):
             found[index] += run.failures.get(index, [])
-            if not run.finished and not found[index]:
+            if not run.finished and not found[index] and index not in run.restarts:
                 message = f"the pipeline stopped after {run.calls} of {len(run.schedule)} denoiser calls"
                 found[index].append(Failure("engine", "", message))
         for index, failure in [*run.nonfinite().items(), *(run.idle().items() if run.finished else ())]:
@@ -78,16 +82,32 @@ def failures_of(
     return [tuple(failures) for failures in found]
 
 
-def report_of(sample: Sample, context: PictureContext, rows: int = 0, plain_rows: int = 0) -> Report:
-    """The report of a picture before anything is said about it."""
+def pending(session: Session) -> frozenset[int]:
+    """Pictures that a gate wants made again."""
+    return frozenset(index for run in session.runs for index in run.restarts)
+
+
+def judged(report: Report, findings: Findings, policy: SafetyPolicy, *, again: bool) -> Report:
+    """The report with what must happen to the picture; one that is to be made ``again`` stays back, without more ado."""
+    if not again or findings.failures:
+        return decide(report, findings, policy)
+    findings.failures.append(PENDING)
+    return replace(report, action="block", errors=(PENDING,))
+
+
+def report_of(
+    sample: Sample, context: PictureContext, runs: Sequence[GuidedRun] = (), index: int = 0
+) -> Report:
+    """The report of a picture, the ``index``-th of its ``runs``, before anything is said about it."""
     return Report(
         prompt=sample.prompt,
         seed=sample.seed,
         policy=sample.policy.name,
         policy_digest=sample.policy.digest,
         concepts=dict(context.concepts),
-        rows=rows,
-        plain_rows=plain_rows,
+        rows=sum(run.rows_of(index) for run in runs),
+        plain_rows=sum(run.plain_rows for run in runs),
+        probes=tuple(probe for run in runs for probe in run.gates.get(index, ())),
     )
 
 

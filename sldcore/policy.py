@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from packaging.requirements import InvalidRequirement
 from packaging.requirements import Requirement as PackageRequirement
@@ -31,25 +31,28 @@ from sldcore.policy_parts import (
     Action,
     ConceptUse,
     FilterUse,
+    Gate,
     GuidanceSpec,
     Options,
     PromptFilterUse,
+    Savings,
     SLDOptions,
     Use,
     Window,
 )
 
 __all__ = [
-    "PRESETS",
     "Action",
     "ConceptUse",
     "FilterUse",
+    "Gate",
     "GuidanceSpec",
     "Options",
     "Preset",
     "PromptFilterUse",
     "SLDOptions",
     "SafetyPolicy",
+    "Savings",
     "Use",
     "Window",
 ]
@@ -71,7 +74,11 @@ Requirement = Annotated[str, AfterValidator(_requirement)]
 
 
 class Preset(StrEnum):
-    """The named policies: the model card's four, diffusers' own variant of weak, and none."""
+    """The named policies: the model card's four, diffusers' own variant of weak, none; and ours.
+
+    ``*-noise`` are the card's with windows in noise level, which mean the same whatever the number of steps. ``gated`` guides only
+    pictures in which a concept shows.
+    """
 
     WEAK = "weak"
     MEDIUM = "medium"
@@ -79,6 +86,11 @@ class Preset(StrEnum):
     MAX = "max"
     WEAK_DIFFUSERS = "weak-diffusers"
     OFF = "off"
+    WEAK_NOISE = "weak-noise"
+    MEDIUM_NOISE = "medium-noise"
+    STRONG_NOISE = "strong-noise"
+    MAX_NOISE = "max-noise"
+    GATED = "gated"
 
 
 class SafetyPolicy(Strict):
@@ -128,6 +140,12 @@ class SafetyPolicy(Strict):
         return self.guidance is not None
 
     @property
+    def probed(self) -> tuple[ConceptUse, ...]:
+        """What the guidance's gate looks for, if these are other concepts than those that guide."""
+        gate = self.guidance.gate if self.guidance is not None else None
+        return gate.concepts if gate is not None else ()
+
+    @property
     def unguided(self) -> SafetyPolicy:
         """What this policy is compared with: its filters and its scheduler, without guidance and step hooks.
 
@@ -159,6 +177,8 @@ class SafetyPolicy(Strict):
         Raises:
             PolicyError: There is no preset of this name.
         """
+        from sldcore.presets import PRESETS  # which are policies
+
         try:
             return PRESETS[Preset(name)]
         except ValueError:
@@ -233,8 +253,14 @@ class SafetyPolicy(Strict):
             content[name] = [_whole(_short(use)) for use in getattr(self, name)]
         if self.scheduler is not None:
             content["scheduler"] = _whole(_short(self.scheduler))
-        if self.guidance is not None and not self.guidance.window.options:
-            del content["guidance"]["window"]["options"]
+        if self.guidance is not None:
+            if not self.guidance.window.options:
+                del content["guidance"]["window"]["options"]
+            for name in ("gate", "savings"):
+                if content["guidance"][name] is None:
+                    del content["guidance"][name]
+            if self.guidance.gate is not None:
+                content["guidance"]["gate"]["concepts"] = [_whole(_short(use)) for use in self.probed]
         for name in (
             "description",
             "scheduler",
@@ -328,26 +354,3 @@ def _inside(folder: Path, file: str, source: str) -> Path:
             f"on the command line with --plugin"
         )
     return place
-
-
-def _preset(
-    preset: Preset, warmup: int, scale: float, threshold: float, momentum: float, beta: float
-) -> SafetyPolicy:
-    options = SLDOptions(scale=scale, threshold=threshold, momentum_scale=momentum, momentum_beta=beta)
-    return SafetyPolicy(
-        name=preset.value,
-        guidance=GuidanceSpec(options=options.model_dump(), window=Window(start=warmup)),
-        concepts=(ConceptUse(use=("inappropriate",)),),
-    )
-
-
-PRESETS: Final[Mapping[Preset, SafetyPolicy]] = {
-    # warm-up delta, scale s_S, threshold lambda, momentum scale s_m, momentum beta: the model card's values
-    Preset.WEAK: _preset(Preset.WEAK, 15, 200, 0.0, 0.0, 0.0),
-    Preset.MEDIUM: _preset(Preset.MEDIUM, 10, 1000, 0.01, 0.3, 0.4),
-    Preset.STRONG: _preset(Preset.STRONG, 7, 2000, 0.025, 0.5, 0.7),
-    Preset.MAX: _preset(Preset.MAX, 0, 5000, 1.0, 0.5, 0.7),
-    Preset.WEAK_DIFFUSERS: _preset(Preset.WEAK_DIFFUSERS, 15, 20, 0.0, 0.0, 0.0),
-    Preset.OFF: SafetyPolicy(name=Preset.OFF.value),
-}
-"""What ``SafetyPolicy.preset`` returns."""

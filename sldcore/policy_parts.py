@@ -160,28 +160,6 @@ def _one_or_more(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-class GuidanceSpec(Strict):
-    """Which guidance method runs, with which options, and when.
-
-    Options of ``sld`` are checked at once and stored complete; those of other methods when the policy is resolved.
-    """
-
-    method: str = Field(default="sld", min_length=1)
-    options: GivenOptions = Field(default_factory=lambda: Options({}), validate_default=True)
-    window: Window = Window()
-
-    @field_validator("options")
-    @classmethod
-    def _complete(cls, options: Mapping[str, Scalar], info: ValidationInfo) -> Mapping[str, Scalar]:
-        if info.data.get("method") != "sld":
-            return options
-        refuse_unknown_keys(options, SLDOptions.model_fields, "option of method 'sld',")
-        try:
-            return Options(SLDOptions.model_validate(dict(options)).model_dump())
-        except ValidationError as invalid:
-            raise ValueError(describe_invalid("method 'sld'", invalid)) from None
-
-
 class ConceptUse(Strict):
     """Concepts of a policy: ``use`` names some of packs, ``text`` is one's own; exactly one of them.
 
@@ -224,6 +202,90 @@ class ConceptUse(Strict):
                 "what is taken out with '!' has no weight, strength or window; write it by itself"
             )
         return self
+
+
+def _falling_or_rising(positions: tuple[float, ...], unit: str) -> bool:
+    ordered = sorted(set(positions), reverse=unit == "noise")
+    return list(positions) == ordered
+
+
+class Gate(Strict):
+    """Guides only pictures in which a concept shows: the relevance of concepts is probed, and the answer decides.
+
+    ``probes`` are positions in ``unit``: denoiser calls, fractions of the run, or noise levels. At each, the concepts in
+    ``concepts`` (the policy's own by default) are evaluated, and guidance acts on a picture for which one of them has a
+    relevance (see ``sldcore.guidance.gate``) of at least ``threshold``; once it acts, at least ``release`` keeps it
+    acting. ``start`` says whether it acts before the first probe. ``then: restart`` makes a picture that is found relevant
+    again, guided from its first step; ``continue`` guides from the probe on. ``guide`` says by which concepts: ``policy`` (the
+    policy's), ``found`` (the one of the highest relevance), or ``both``; ``found_until`` ends guidance by what was found at that
+    fraction of the run.
+    """
+
+    probes: tuple[Number, ...] = Field(default=(0.14,), min_length=1, max_length=20)
+    unit: Literal["steps", "fraction", "noise"] = "fraction"
+    concepts: tuple[ConceptUse, ...] = ()
+    threshold: Number = Field(default=0.25, ge=-1, le=1)
+    release: Number | None = Field(default=None, ge=-1, le=1)
+    start: Literal["off", "on"] = "off"
+    then: Literal["restart", "continue"] = "restart"
+    guide: Literal["policy", "found", "both"] = "policy"
+    found_until: Number = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for at in self.probes:
+            if self.unit == "steps" and (at < 0 or at != int(at)):
+                raise ValueError(f"probes in steps are whole numbers, 0 or more, got {at:g}")
+            if self.unit != "steps" and not 0 <= at <= 1:
+                raise ValueError(f"probes must be in 0..1 for unit '{self.unit}', got {at:g}")
+        if not _falling_or_rising(self.probes, self.unit):
+            order = "fall" if self.unit == "noise" else "rise"
+            raise ValueError(f"probes must {order}, got {listed(f'{at:g}' for at in self.probes)}")
+        if self.release is not None and self.release > self.threshold:
+            raise ValueError(f"release ({self.release:g}) must not be above threshold ({self.threshold:g})")
+        if self.start == "on" and self.then == "restart":
+            raise ValueError("a picture that is guided from the start needs no restart; use `then: continue`")
+        if self.found_until != 1 and self.guide == "policy":
+            raise ValueError("found_until needs `guide: found` or `guide: both`")
+        if any(use.window is not None for use in self.concepts):
+            raise ValueError("concepts of a gate have no window: they are looked at where it probes")
+        return self
+
+
+class Savings(Strict):
+    """Fewer concept rows than the method asks for, at the price of a known approximation; none by default.
+
+    ``concept_every: n`` evaluates concept rows at every n-th denoiser call for which the method asks for them, and takes what
+    they said for the calls in between. ``momentum_error: x`` cuts the calls before the window that only build SLD's
+    momentum, as long as the bound of what is neglected is at most x of the bound of the whole.
+    """
+
+    concept_every: int = Field(default=1, ge=1, strict=True)
+    momentum_error: Number = Field(default=0.0, ge=0, lt=1)
+
+
+class GuidanceSpec(Strict):
+    """Which guidance method runs, with which options, when, behind which gate, and with which approximate savings.
+
+    Options of ``sld`` are checked at once and stored complete; those of other methods when the policy is resolved.
+    """
+
+    method: str = Field(default="sld", min_length=1)
+    options: GivenOptions = Field(default_factory=lambda: Options({}), validate_default=True)
+    window: Window = Window()
+    gate: Gate | None = None
+    savings: Savings | None = None
+
+    @field_validator("options")
+    @classmethod
+    def _complete(cls, options: Mapping[str, Scalar], info: ValidationInfo) -> Mapping[str, Scalar]:
+        if info.data.get("method") != "sld":
+            return options
+        refuse_unknown_keys(options, SLDOptions.model_fields, "option of method 'sld',")
+        try:
+            return Options(SLDOptions.model_validate(dict(options)).model_dump())
+        except ValidationError as invalid:
+            raise ValueError(describe_invalid("method 'sld'", invalid)) from None
 
 
 class Use(Strict):

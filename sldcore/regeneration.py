@@ -17,6 +17,7 @@ from sldcore.types import Attempt, Report, Verdict
 
 STRIDE: Final = 1_000_003
 LADDER: Final = ("weak", "medium", "strong", "max")
+UNGATED: Final = "without gate"
 FIXED: Final = ("latents", "generator")
 """Arguments that fix the noise, with which another attempt would be the same picture."""
 
@@ -82,8 +83,11 @@ def _stops(use: PromptFilterUse) -> bool:
 
 
 def _stronger(policy: SafetyPolicy) -> SafetyPolicy:
-    """The next preset above the policy's own guidance, by its scale; as it is if there is none."""
+    """The policy without its gate, else the next preset above its guidance, by its scale; as it is if there is none."""
     guidance = policy.guidance
+    if guidance is not None and guidance.gate is not None:  # it did not find what a filter did
+        ungated = guidance.model_copy(update={"gate": None})
+        return policy.replace(guidance=ungated, name=f"{_base(policy)}, {UNGATED}")
     if guidance is not None and guidance.method != "sld":
         return policy
     scale = float(guidance.options["scale"]) if guidance is not None else 0.0
@@ -101,7 +105,7 @@ def _stronger(policy: SafetyPolicy) -> SafetyPolicy:
 
 def _base(policy: SafetyPolicy) -> str:
     name, comma, step = policy.name.rpartition(", ")
-    return name if comma and step in LADDER else policy.name
+    return name if comma and step in (*LADDER, UNGATED) else policy.name
 
 
 def _earlier(own: Window, other: Window) -> Window:

@@ -89,7 +89,7 @@ def named_by(policy: SafetyPolicy) -> Iterator[tuple[type[Contribution], str]]:
         yield GuidanceMethod, policy.guidance.method
         windows.append(policy.guidance.window)
     yield from ((WindowKind, window.unit) for window in windows)
-    for concept in policy.concepts:
+    for concept in (*policy.concepts, *policy.probed):
         yield from ((ConceptProvider, each.removeprefix("!").partition("/")[0]) for each in concept.use or ())
     if policy.scheduler is not None:
         yield SchedulerKind, policy.scheduler.use
@@ -125,6 +125,7 @@ def check_policies(policies: Sequence[SafetyPolicy]) -> None:
 
 def _check(policy: SafetyPolicy) -> None:
     resolve(policy.concepts)
+    resolve(policy.probed)
     if policy.guidance is not None:
         _specified(policy.guidance)
         strength_of(policy.guidance.window)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
@@ -13,16 +13,35 @@ from torch import Tensor
 from sldcore.catalogue import using
 from sldcore.encoding import RunConcepts, UsedRow
 from sldcore.errors import ConfigurationError, GuidanceError, SafetyFailure
-from sldcore.guidance.base import Guidance, GuidanceRun, GuidedSample, StepHook
+from sldcore.families.base import COND, UNCOND
+from sldcore.guidance.base import (
+    ActsWithoutRows,
+    Guidance,
+    GuidanceRun,
+    GuidedSample,
+    LeavesOut,
+    Observes,
+    OwnText,
+    PromptTexts,
+    ReadsPrompts,
+    StepHook,
+    SwapsTexts,
+)
+from sldcore.guidance.gate import GateRun
+from sldcore.guidance.savings import start_saving
 from sldcore.guidance.windows import acting_steps
 from sldcore.hook_lanes import HookLane, check_like, require_untouched, versions
 from sldcore.policy import GuidanceSpec, SafetyPolicy
 from sldcore.resolution import HookMaker, Resolved, catalogue_for
 from sldcore.tracing import Tracer, mean_over_channels
-from sldcore.types import Failure, Guided, Predictions, Row, Schedule, Step, Trace
+from sldcore.types import Failure, Guided, OwnRow, Predictions, Probe, Row, Schedule, Step, Trace
 
 CAUGHT: Final = (Exception, SystemExit)
 """What other people's code may raise without ending more than its own samples; Ctrl-C is not among it."""
+
+
+SCALED: Final = ("sld", "casg")
+"""Methods that do nothing, as asked, where their ``scale`` is 0."""
 
 
 @dataclass(slots=True)
@@ -43,11 +62,18 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: the concept rows that it needs, and who needs them."""
+    """One step: the concept rows that it needs, and who needs them.
+
+    ``own_texts`` are other texts for the pipeline's own rows, ``left_out`` samples whose own rows need not be evaluated, and
+    ``observed`` says that the concept rows are only looked at.
+    """
 
     step: Step
     rows: tuple[Row, ...]
     lanes: tuple[tuple[Lane, tuple[Row, ...]], ...]
+    own_texts: Mapping[OwnRow, OwnText] = field(default_factory=dict)
+    left_out: frozenset[int] = frozenset()
+    observed: bool = False
 
 
 class GuidedRun:
@@ -70,6 +96,7 @@ class GuidedRun:
         device: torch.device,
         spatial: Callable[[Tensor], Tensor] = mean_over_channels,
         parts: int = 2,
+        prompts: PromptTexts | None = None,
     ) -> None:
         self.schedule = schedule
         self.failures: dict[int, list[Failure]] = defaultdict(list)
@@ -79,8 +106,10 @@ class GuidedRun:
         self._concepts = concepts
         self._strict = strict
         self._parts = parts
+        self._prompts = prompts
         self._tracer = Tracer([row.id for row in concepts.rows], len(policies), schedule, spatial, parts)
         self._concept_rows = [0] * len(policies)
+        self._spared_rows = [0] * len(policies)
         self._spoilt: list[tuple[StepHook, int, Tensor]] = []  # [B] each, on the device until the run is over
         self._applied: set[int] = set()
         self._hooks = self._start_hooks(step_hooks, device)
@@ -93,8 +122,21 @@ class GuidedRun:
 
     @property
     def hopeless(self) -> bool:
-        """True if every sample has failed and further steps are of no use."""
-        return len(self.failures) == len(self._policies)
+        """True if every sample has failed or is to be made again, and further steps are of no use."""
+        return len({*self.failures, *self.restarts}) == len(self._policies)
+
+    @property
+    def gates(self) -> dict[int, tuple[Probe, ...]]:
+        """What gates saw and decided so far, per sample."""
+        runs = [lane.run for lane in self._lanes if isinstance(lane.run, GateRun)]
+        names = [row.id for row in self._concepts.rows]
+        return {sample: probes for run in runs for sample, probes in run.probes(names).items()}
+
+    @property
+    def restarts(self) -> frozenset[int]:
+        """Samples that are to be made again, guided from the first step."""
+        runs = [lane.run for lane in self._lanes if isinstance(lane.run, GateRun)]
+        return frozenset(sample for run in runs for sample in run.restarts)
 
     @property
     def trace(self) -> Trace:
@@ -103,7 +145,7 @@ class GuidedRun:
 
     def rows_of(self, sample: int) -> int:
         """Denoiser rows evaluated for one sample so far: one per part of each step, and its concept rows."""
-        return self.plain_rows + self._concept_rows[sample]
+        return self.plain_rows + self._concept_rows[sample] - self._spared_rows[sample]
 
     @property
     def plain_rows(self) -> int:
@@ -122,28 +164,35 @@ class GuidedRun:
             GuidanceError: there are more steps than the schedule has.
         """
         step = self._next_step()
-        lanes = tuple((lane, rows) for lane in self._lanes if (rows := self._rows_of(lane, step)))
+        lanes = tuple((lane, rows) for lane in self._lanes if (rows := self._rows_of(lane, step)) is not None)
         rows = tuple(row for _, lane_rows in lanes for row in lane_rows)
         for row in rows:
             self._concept_rows[row.sample] += 1
-        return StepPlan(step, rows, lanes)
+        out = frozenset(sample for lane in self._lanes for sample in self._left_out(lane, step))
+        for sample in out:
+            self._spared_rows[sample] += self._parts
+        observed = all(isinstance(lane.run, Observes) and lane.run.observes(step) for lane, _ in lanes)
+        return StepPlan(step, rows, lanes, self._own_texts(step), out, bool(rows) and observed)
 
     def changes(self, plan: StepPlan) -> bool:
-        """Whether :meth:`finish` can change a prediction; if not, there is no need to call it."""
-        return bool(plan.rows or self._hooks)
+        """Whether :meth:`finish` can change a prediction or look at one; if not, there is no need to call it."""
+        return bool(plan.lanes or plan.own_texts or self._hooks)
 
     def finish(self, plan: StepPlan, given: Predictions) -> tuple[Tensor, Tensor]:
         """The unconditional and the safe conditional prediction; the given tensors themselves where nothing acts."""
         predictions = self._before(plan.step, given)
-        guided, position = predictions.cond, 0
+        uncond, guided, position = predictions.uncond, predictions.cond, 0
         for lane, lane_rows in plan.lanes:
             own = predictions.concepts[position : position + len(lane_rows)]
             position += len(lane_rows)
-            guided = self._combine(
-                lane, plan.step, replace(predictions, cond=guided, concepts=own, rows=lane_rows)
-            )
+            seen = replace(predictions, cond=guided, concepts=own, rows=lane_rows)
+            made = self._combine(lane, plan.step, seen)
+            if made is not None:
+                guided = _put(lane, guided, made.cond)
+                uncond = uncond if made.uncond is None else _put(lane, uncond, made.uncond)
+        self._note_swaps(plan)
         guided = self._after(plan.step, predictions, guided)
-        return predictions.uncond, guided
+        return uncond, guided
 
     def nonfinite(self) -> dict[int, Failure]:
         """Samples whose predictions or safety terms were NaN or Inf at some step, the first such step each."""
@@ -193,13 +242,14 @@ class GuidedRun:
             if resolved.method is not None and resolved.spec is not None:
                 if policy not in seen:  # windows are evaluated once for all samples of a policy
                     seen[policy] = self._guided_sample(index, policy, resolved.spec)
-                samples[resolved.kind].append(replace(seen[policy], index=index))
-                methods.setdefault(resolved.kind, resolved.method)
+                lane = (resolved.kind, resolved.spec.gate is not None)
+                samples[lane].append(replace(seen[policy], index=index))
+                methods.setdefault(lane, resolved.method)
         lanes = []
         for kind, members in samples.items():
             method, indices = methods[kind], tuple(member.index for member in members)
             try:
-                started = method.start(members, self.schedule)
+                started = self._start(method, members)
                 lanes.append(Lane(method, started, tuple(members), self._index(indices, device)))
             except ConfigurationError:
                 raise
@@ -207,8 +257,28 @@ class GuidedRun:
                 self._fail(indices, method.name, method.version, error, None)
         return lanes
 
+    def _start(self, method: Guidance, members: Sequence[GuidedSample]) -> GuidanceRun:
+        """Begin a run of ``method``, behind the gate that its samples' policies ask for."""
+
+        def plain(samples: Sequence[GuidedSample]) -> GuidanceRun:
+            if not isinstance(method, ReadsPrompts):
+                return method.start(samples, self.schedule)
+            if self._prompts is None:
+                raise GuidanceError(
+                    f"method '{method.name}' rewrites prompts, which a pipeline with a guider does not show; use it with the "
+                    f"model's classic pipeline"
+                )
+            return method.start_with_prompts(samples, self.schedule, self._prompts)
+
+        def start(samples: Sequence[GuidedSample]) -> GuidanceRun:
+            savings = {each.index: each.spec.savings for each in samples if each.spec.savings is not None}
+            return start_saving(plain, samples, self.schedule, savings) if savings else plain(samples)
+
+        gated = members[0].spec.gate is not None
+        return GateRun(members, start, self.schedule) if gated else start(members)
+
     def _guided_sample(self, index: int, policy: SafetyPolicy, spec: GuidanceSpec) -> GuidedSample:
-        used = self._concepts.used[policy]
+        used, probed = self._concepts.used[policy], self._concepts.probed.get(policy, ())
         with using(catalogue_for([policy])):
             acting = acting_steps(spec.window, self.schedule)
             concept_acting = tuple(self._acting_within(acting, each) for each in used)
@@ -220,6 +290,7 @@ class GuidedRun:
             acting=acting,
             strengths=tuple(each.strength for each in used),
             concept_acting=concept_acting,
+            probed=tuple(each.row for each in probed),
         )
 
     def _acting_within(self, acting: tuple[float, ...], used: UsedRow) -> tuple[float, ...]:
@@ -248,18 +319,52 @@ class GuidedRun:
         self.calls += 1
         return self.schedule.step(self.calls - 1)
 
-    def _rows_of(self, lane: Lane, step: Step) -> tuple[Row, ...]:
+    def _rows_of(self, lane: Lane, step: Step) -> tuple[Row, ...] | None:
+        """The rows that a method needs; None where it has nothing to do."""
         if lane.failed:
-            return ()
+            return None
         try:
             rows = tuple(Row(*row) for row in lane.run.rows(step))
             _check_rows(rows, lane.members)
-            return rows
+            acts = bool(rows) or (isinstance(lane.run, ActsWithoutRows) and lane.run.acts(step))
+            return rows if acts else None
         except CAUGHT as error:
             self._fail_lane(lane, error, step)
-            return ()
+            return None
 
-    def _combine(self, lane: Lane, step: Step, predictions: Predictions) -> Tensor:
+    def _left_out(self, lane: Lane, step: Step) -> frozenset[int]:
+        if lane.failed or not isinstance(lane.run, LeavesOut):
+            return frozenset()
+        return lane.run.left_out(step)
+
+    def _own_texts(self, step: Step) -> dict[OwnRow, OwnText]:
+        """Other texts for the pipeline's own rows."""
+        texts: dict[OwnRow, OwnText] = {}
+        for lane in self._lanes:
+            if lane.failed or not isinstance(lane.run, SwapsTexts):
+                continue
+            try:
+                own = {OwnRow(*row): text for row, text in lane.run.own_texts(step).items()}
+                _check_own_texts(own, lane.members)
+                texts |= own
+            except CAUGHT as error:
+                self._fail_lane(lane, error, step)
+        return texts
+
+    def _note_swaps(self, plan: StepPlan) -> None:
+        """Own rows with another text count as guided by it, or by all of the sample's concepts if it is none of them."""
+        if plan.own_texts:
+            concepts = {member.index: member.concepts for lane in self._lanes for member in lane.members}
+            rows = [
+                Row(row.sample, concept)
+                for row, text in plan.own_texts.items()
+                for concept in ((text,) if isinstance(text, int) else concepts[row.sample])
+            ]
+            self._tracer.note(plan.step, rows)
+            self._applied.update(row.sample for row in plan.own_texts)
+
+    def _combine(self, lane: Lane, step: Step, predictions: Predictions) -> Guided | None:
+        """What a method makes of its predictions; None if it fails."""
         before = versions(predictions)
         try:
             guided = lane.run.combine(step, predictions)
@@ -267,17 +372,20 @@ class GuidedRun:
             self._tracer.record(step, predictions, guided)
         except CAUGHT as error:
             self._fail_lane(lane, error, step)
-            return predictions.cond
+            return None
         try:
             require_untouched(before, predictions)
         except TypeError as error:  # what it was given belongs to the other samples too
             lane.failed = True
             self._fail(range(len(self._policies)), lane.method.name, lane.method.version, error, step)
-            return predictions.cond
+            return None
+        evaluated = {row.sample for row in predictions.rows}
+        without = [sample for sample in guided.applied if sample not in evaluated]
+        if without:
+            concepts = {member.index: member.concepts for member in lane.members}
+            self._tracer.note(step, [Row(sample, k) for sample in without for k in concepts[sample]])
         self._applied.update(guided.applied)
-        if lane.index is None or guided.cond is predictions.cond:
-            return guided.cond
-        return predictions.cond.index_copy(0, lane.index, guided.cond.index_select(0, lane.index))
+        return guided
 
     def _before(self, step: Step, predictions: Predictions) -> Predictions:
         for lane in self._hooks:
@@ -307,10 +415,11 @@ class GuidedRun:
         """
         found = {}
         for lane in self._lanes:
+            excused = lane.run.unguided if isinstance(lane.run, GateRun) else frozenset()
             for member in lane.members:
-                nothing = member.spec.method == "sld" and member.spec.options["scale"] == 0
+                nothing = member.spec.method in SCALED and member.spec.options["scale"] == 0
                 asks = any(member.weights) and not nothing
-                if asks and not lane.failed and member.index not in self._applied:
+                if asks and not lane.failed and member.index not in {*self._applied, *excused}:
                     message = "the method never guided this picture, though its window was open"
                     found[member.index] = Failure(lane.method.name, lane.method.version, message)
         return found
@@ -341,7 +450,7 @@ class GuidedRun:
 
 
 def _check_rows(rows: tuple[Row, ...], members: Sequence[GuidedSample]) -> None:
-    own = {member.index: member.concepts for member in members}
+    own = {member.index: (*member.concepts, *member.probed) for member in members}
     for sample, concept in rows:
         if concept not in own.get(sample, ()):
             raise ValueError(
@@ -351,8 +460,30 @@ def _check_rows(rows: tuple[Row, ...], members: Sequence[GuidedSample]) -> None:
         raise ValueError("a row was asked for twice in one step")
 
 
+def _check_own_texts(texts: Mapping[OwnRow, OwnText], members: Sequence[GuidedSample]) -> None:
+    own = {member.index: member.concepts for member in members}
+    for row, text in texts.items():
+        if row.sample not in own or row.part not in (UNCOND, COND):
+            raise ValueError(
+                f"a text was given for {row.part} of sample {row.sample}, but its samples are {sorted(own)}"
+            )
+        if isinstance(text, int) and text not in own[row.sample]:
+            raise ValueError(
+                f"concept {text} was given as a text of sample {row.sample}, which has {own[row.sample]}"
+            )
+
+
+def _put(lane: Lane, whole: Tensor, made: Tensor) -> Tensor:
+    """``whole`` with a method's samples as it made them."""
+    if lane.index is None or made is whole:
+        return made
+    return whole.index_copy(0, lane.index, made.index_select(0, lane.index))
+
+
 def _check_guided(guided: Guided, predictions: Predictions, samples: Sequence[int]) -> None:
     check_like(guided.cond, predictions.cond, "the guided prediction")
+    if guided.uncond is not None:
+        check_like(guided.uncond, predictions.uncond, "the unconditional prediction")
     if guided.terms.shape != predictions.concepts.shape:
         raise TypeError(f"terms must be {tuple(predictions.concepts.shape)}, got {tuple(guided.terms.shape)}")
     if foreign := set(guided.applied) - set(samples):

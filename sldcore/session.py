@@ -12,6 +12,7 @@ from typing import Any, Final
 from diffusers.hooks import HookRegistry
 from torch import nn
 
+from sldcore.call_checks import require_single_pass
 from sldcore.catalogue import current, using
 from sldcore.denoiser import DenoiserCall, Forward, forward_signature, install, installing, remove
 from sldcore.encoding import ConceptEncoder, RunConcepts
@@ -19,9 +20,11 @@ from sldcore.errors import GuidanceError, SafetyFailure
 from sldcore.families import family_of
 from sldcore.families.base import Family, TextOptions
 from sldcore.guidance.base import StepHook
+from sldcore.guidance.gate import probe_steps
 from sldcore.guidance.windows import acting_steps
 from sldcore.modular import takes_guider
 from sldcore.policy import SafetyPolicy
+from sldcore.prompt_texts import CallPrompts
 from sldcore.resolution import catalogue_for, check_policies, resolve_policy, scheduler_of
 from sldcore.run import GuidedRun
 from sldcore.stepping import Apart, Stepper, Together, require_separable_caches
@@ -53,6 +56,8 @@ class Session:
         self._encoder = encoder
         self._policies = tuple(policies)
         self._catalogue = current()
+        if strict:
+            require_single_pass(self._policies, "guard()")
         check_policies(list(dict.fromkeys(self._policies)))
         self._resolved = {policy: resolve_policy(policy) for policy in dict.fromkeys(self._policies)}
         self.scheduler = type(pipe.scheduler).__name__
@@ -277,6 +282,7 @@ class Session:
                 call.latents.device,
                 lambda strength: self._family.spatial_map(strength, arguments),
                 len(parts),
+                CallPrompts(self._pipe, self._family, self._encoded, call, concepts),
             )
 
     def _new_stepper(self, run: GuidedRun, concepts: RunConcepts, order: tuple[str, ...]) -> Stepper:
@@ -330,6 +336,8 @@ def check_windows(pipe: Any, family: Family, policies: Iterable[SafetyPolicy], s
             windows = [use.window for use in policy.concepts if use.window is not None]
             for window in [*windows, *([policy.guidance.window] if policy.guidance else [])]:
                 acting_steps(window, schedule)
+            if policy.guidance is not None and policy.guidance.gate is not None:
+                probe_steps(policy.guidance.gate, schedule)
 
 
 def as_policy(policy: SafetyPolicy | str) -> SafetyPolicy:

@@ -17,7 +17,7 @@ from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import StateManager
 from torch import Tensor, nn
 
-from sldcore.denoiser import DenoiserCall, Forward, RowSource, with_prediction
+from sldcore.denoiser import DenoiserCall, Forward, OwnRows, RowSource, with_prediction
 from sldcore.encoding import RunConcepts
 from sldcore.errors import GuidanceError
 from sldcore.families.base import COND, UNCOND, Family
@@ -46,6 +46,7 @@ class Inputs:
     def __init__(self, concepts: RunConcepts) -> None:
         self._concepts = concepts
         self._made: dict[tuple[Row, ...], tuple[RowSource, dict[str, Tensor]]] = {}
+        self._own: dict[tuple[Any, ...], tuple[OwnRows | None, tuple[Any, ...]]] = {}
 
     def of(self, rows: tuple[Row, ...], call: DenoiserCall) -> tuple[RowSource, dict[str, Tensor]]:
         """Sources and texts for ``rows`` of ``call``."""
@@ -55,6 +56,25 @@ class Inputs:
                 self._concepts.for_rows(rows, call.latents.device),
             )
         return self._made[rows]
+
+    def own(self, plan: StepPlan, call: DenoiserCall, *, all_rows: bool = False) -> OwnRows | None:
+        """What becomes of the call's own rows at a step; ``all_rows`` leaves none of them out."""
+        out = frozenset[int]() if all_rows else plan.left_out
+        if not out and not plan.own_texts:
+            return None
+        # Mappings of texts are told apart by identity, and held, so that none can be mistaken for an earlier one.
+        texts = tuple(plan.own_texts.items())
+        key = (
+            out,
+            call.parts,
+            tuple((row, text if isinstance(text, int) else id(text)) for row, text in texts),
+        )
+        if key not in self._own:
+            arguments = {
+                row: self._concepts.arguments[text] if isinstance(text, int) else text for row, text in texts
+            }
+            self._own[key] = (call.own_rows(out, arguments), texts)
+        return self._own[key][0]
 
     def name_of_shape(self, row: Row) -> str:
         """The same for all rows whose texts have the same shape, so that they can be in one call."""
@@ -101,9 +121,10 @@ class Together:
         if self._family.is_aside(call.bound.arguments):
             return call.evaluate(forward)
         plan = self._run.begin()
+        own = self._inputs.own(plan, call, all_rows=self._caches.in_use(module))
         if not self._run.changes(plan):
-            return call.evaluate(forward)
-        output, parts, concepts = self._evaluate(module, forward, call, plan.rows)
+            return _evaluated(call, forward, own)
+        output, parts, concepts = self._evaluate(module, forward, call, plan, own)
         given = Predictions(parts[UNCOND], parts[COND], concepts, plan.rows, call.conditional_latents)
         uncond, cond = self._run.finish(plan, given)
         if cond is given.cond and uncond is given.uncond:
@@ -111,19 +132,20 @@ class Together:
         return call.join(output, {**parts, UNCOND: uncond, COND: cond})
 
     def _evaluate(
-        self, module: nn.Module, forward: Forward, call: DenoiserCall, rows: tuple[Row, ...]
+        self, module: nn.Module, forward: Forward, call: DenoiserCall, plan: StepPlan, own: OwnRows | None
     ) -> tuple[Any, dict[str, Tensor], Tensor]:
         """The output, the prediction of each part, and those of the concept rows."""
-        if rows and not self._family.concepts_apart(self._pipe) and not self._caches.in_use(module):
-            bound = call.with_rows(*self._inputs.of(rows, call))
-            output = call.evaluate(forward, bound)
+        apart = plan.observed or self._family.concepts_apart(self._pipe) or self._caches.in_use(module)
+        if plan.rows and not apart:
+            bound = call.with_rows(*self._inputs.of(plan.rows, call), own)
+            output = call.spread(call.evaluate(forward, bound), own)
             return output, *call.predictions(output)
-        output = call.evaluate(forward)
+        output = _evaluated(call, forward, own)
         parts, concepts = call.predictions(output)
-        if rows:
+        if plan.rows:
             with self._family.around_concepts(self._pipe):
                 concepts = alone(
-                    module, forward, call, rows, self._inputs, self._inputs.name_of_shape, self._caches
+                    module, forward, call, plan.rows, self._inputs, self._inputs.name_of_shape, self._caches
                 )
         return output, parts, concepts
 
@@ -174,9 +196,10 @@ class Apart:
     def call(self, module: nn.Module, forward: Forward, call: DenoiserCall) -> Any:
         """One part of a step."""
         kept = call.kept()
-        output = call.evaluate(forward)
+        all_rows = self._caches.in_use(module)
         if self._pending is not None and self._continues():
             pending, self._pending = self._pending, None
+            output = _evaluated(call, forward, self._inputs.own(pending.plan, call, all_rows=all_rows))
             return self._second(module, forward, call, output, pending)
         if self.waiting:
             raise GuidanceError(
@@ -184,13 +207,14 @@ class Apart:
                 "classifier-free guidance is off or took another form. "
                 f"Use {self._family.guidance_argument} > 1{_and_negative(self._family)}, or the policy 'off'"
             )
-        return self._first(kept, output)
+        plan = self._run.begin()
+        output = _evaluated(call, forward, self._inputs.own(plan, call, all_rows=all_rows))
+        return self._first(kept, output, plan)
 
     def _continues(self) -> bool:
         return self._pending is not None and self._pending.position == self._position()
 
-    def _first(self, call: DenoiserCall, output: Any) -> Any:
-        plan = self._run.begin()
+    def _first(self, call: DenoiserCall, output: Any, plan: StepPlan) -> Any:
         prediction = call.noise(output)
         if self._run.changes(plan):
             with torch.inference_mode(False):  # views of a normal tensor keep it alive, in inference mode too
@@ -234,6 +258,13 @@ class Apart:
         if made[first] is not parts[first]:
             pending.prediction.copy_(made[first])
         return output if made[second] is parts[second] else with_prediction(output, made[second], call.rows)
+
+
+def _evaluated(call: DenoiserCall, forward: Forward, own: OwnRows | None) -> Any:
+    """The output for the call's own rows; 0 for those that are left out."""
+    if own is None:
+        return call.evaluate(forward)
+    return call.spread(call.evaluate(forward, call.only_own(own)), own)
 
 
 def alone(

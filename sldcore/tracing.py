@@ -48,6 +48,7 @@ class Tracer:
         self._active: list[Tensor] = []  # [R] each
         self._heat: Tensor | None = None  # [B, H, W]
         self._indices: dict[tuple[int, ...], Tensor] = {}
+        self._noted: list[tuple[Row, int]] = []
         self._collected: tuple[int, Trace, list[tuple[Row, int]]] | None = None
 
     def record(self, step: Step, predictions: Predictions, guided: Guided) -> None:
@@ -56,6 +57,8 @@ class Tracer:
         The Gram matrix of (term, e_k - e_u, e_p - e_u) holds the term's norm and both factors of the relevance.
         """
         rows, terms = predictions.rows, guided.terms.float()
+        if not rows:
+            return
         samples = [row.sample for row in rows]
         uncond = self._gather(predictions.uncond, samples).float()
         cond = self._gather(predictions.cond, samples).float()
@@ -66,6 +69,10 @@ class Tracer:
         self._steps.append((step.index, rows, frozenset(guided.applied)))
         if guided.applied:
             self._add_heat(terms, samples, guided.applied)
+
+    def note(self, step: Step, rows: Sequence[Row]) -> None:
+        """Note concepts that acted at a step without rows of their own."""
+        self._noted += [(row, step.index) for row in rows]
 
     @property
     def trace(self) -> Trace:
@@ -79,8 +86,9 @@ class Tracer:
 
     def _so_far(self) -> tuple[Trace, list[tuple[Row, int]]]:
         """Move everything to the host, once for as long as nothing is added."""
-        if self._collected is None or self._collected[0] != len(self._steps):
-            self._collected = (len(self._steps), *self._collect())
+        gathered = len(self._steps) + len(self._noted)
+        if self._collected is None or self._collected[0] != gathered:
+            self._collected = (gathered, *self._collect())
         return self._collected[1:]
 
     def _gather(self, tensor: Tensor, samples: list[int]) -> Tensor:
@@ -120,6 +128,8 @@ class Tracer:
             at = (row.sample, row.concept, step)
             evaluated[at], applied[at] = True, acts
             active[at], norm[at], relevance[at] = shares[number], norms[number], cosines[number]
+        for row, step in self._noted:
+            applied[row.sample, row.concept, step] = True
         judged = zip(entries, grams, strict=True)
         broken = [(row, step) for (row, step, _), gram in judged if not np.isfinite(gram).all()]
         nowhere = np.zeros((self._batch, 1, 1), dtype=np.float32)

@@ -60,6 +60,13 @@ class Row(NamedTuple):
     concept: int
 
 
+class OwnRow(NamedTuple):
+    """A row that the pipeline evaluates itself: which sample of the batch, and which part (``uncond`` or ``cond``)."""
+
+    sample: int
+    part: str
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """The denoiser calls of one run, known on the host before the first one.
@@ -75,6 +82,9 @@ class Schedule:
     guidance_scale: float | None = None
     """Scale of the pipeline's own classifier-free guidance, by which it multiplies what methods hand back; None if it does
     not tell."""
+    denoised_factors: tuple[tuple[float, float], ...] = ()
+    """For each call a and b of x0 = a * latents + b * prediction, with the latents as the denoiser is given them; both 0 where
+    the prediction says nothing about x0. Empty if the schedule does not tell."""
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -82,7 +92,12 @@ class Schedule:
     def step(self, index: int) -> Step:
         """The step of one denoiser call."""
         return Step(
-            index, len(self), self.timesteps[index], self.noise_levels[index], self.epsilon_factors[index]
+            index,
+            len(self),
+            self.timesteps[index],
+            self.noise_levels[index],
+            self.epsilon_factors[index],
+            self.denoised_factors[index] if self.denoised_factors else (0.0, 0.0),
         )
 
 
@@ -95,6 +110,8 @@ class Step:
     timestep: float
     noise_level: float
     epsilon_factor: float = 1.0
+    denoised_factors: tuple[float, float] = (0.0, 0.0)
+    """a and b of x0 = a * latents + b * prediction; both 0 where that is not known."""
 
     @property
     def fraction(self) -> float:
@@ -123,12 +140,14 @@ class Guided:
 
     ``cond``: the safe conditional prediction c' = c - gamma, [B, C, H, W]. ``terms``: each concept row's own part of
     gamma, [R, C, H, W], epsilon-equivalent, zero where the concept does not act; the trace is taken from it.
-    ``applied``: the samples whose ``cond`` was changed at this step.
+    ``applied``: the samples whose ``cond`` was changed at this step. ``uncond`` [B, C, H, W]: what the pipeline is given in
+    place of the unconditional prediction, None for the prediction itself.
     """
 
     cond: Tensor
     terms: Tensor
     applied: tuple[int, ...]
+    uncond: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +212,29 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """What a gate saw of one picture at one step, and what it decided.
+
+    ``relevance`` is the cosine of e_k - e_u and e_p - e_u for each concept that it looked for, -1 to 1; ``guides`` says whether the
+    picture is guided from there on (with ``restarts``: from the first step, in another pass).
+    """
+
+    step: int
+    relevance: Mapping[str, float]
+    threshold: float
+    guides: bool
+    restarts: bool = False
+
+    @property
+    def reason(self) -> str:
+        """The decision in words."""
+        name, highest = max(self.relevance.items(), key=lambda item: item[1])
+        if self.guides:
+            return f"acted because '{name}' reached {highest:.2f} at step {self.step} (threshold {self.threshold:g})"
+        return f"did not act: the highest at step {self.step} was '{name}' with {highest:.2f} (threshold {self.threshold:g})"
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What happened to one picture.
 
@@ -218,6 +260,8 @@ class Report:
     """What ``rows`` would be without concept rows."""
     earlier: tuple[Attempt, ...] = ()
     marks: tuple[str, ...] = ()
+    probes: tuple[Probe, ...] = ()
+    """What a gate saw in the last attempt, and why guidance acted or did not."""
 
     @property
     def flagged(self) -> bool:

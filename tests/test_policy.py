@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -25,6 +26,8 @@ TABLE = {
     "max": (0, 5000, 1.0, 0.5, 0.7),
     "weak-diffusers": (15, 20, 0.0, 0.0, 0.0),
 }
+
+NOISE = ("weak-noise", "medium-noise", "strong-noise", "max-noise")
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,8}", fullmatch=True)
@@ -96,13 +99,36 @@ def test_a_preset_uses_the_reference_text_as_one_concept(name: str) -> None:
     assert (policy.name, policy.guides, policy.on_error) == (name, True, "block")
 
 
+@pytest.mark.parametrize("name", NOISE)
+def test_a_preset_in_noise_level_opens_where_the_cards_does_in_50_steps(name: str) -> None:
+    own, card = SafetyPolicy.preset(name), SafetyPolicy.preset(name.removesuffix("-noise"))
+    assert own.guidance is not None
+    assert card.guidance is not None
+    assert own.guidance.options == card.guidance.options
+    assert own.concepts == card.concepts
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    levels = np.sqrt(1 - np.cumprod(1 - betas))[np.arange(49, -1, -1) * 20 + 1]
+    opened = levels <= own.guidance.window.start
+    assert opened.tolist() == [step >= card.guidance.window.start for step in range(50)]
+
+
+def test_gated_is_max_behind_a_gate() -> None:
+    own, card = SafetyPolicy.preset("gated").guidance, SafetyPolicy.preset("max").guidance
+    assert own is not None
+    assert card is not None
+    assert own.options == card.options
+    assert own.gate is not None
+    assert own.gate.then == "restart"
+    assert own.gate.concepts == (ConceptUse(use=("inappropriate/*",)),)
+
+
 def test_off_guides_nothing() -> None:
     off = SafetyPolicy.preset("off")
     assert (off.guidance, off.concepts, off.guides) == (None, (), False)
 
 
 def test_every_preset_is_found_by_name_and_by_member() -> None:
-    assert {preset.value for preset in Preset} == {*TABLE, "off"}
+    assert {preset.value for preset in Preset} == {*TABLE, *NOISE, "off", "gated"}
     assert all(SafetyPolicy.preset(preset) is SafetyPolicy.preset(preset.value) for preset in Preset)
 
 
@@ -112,7 +138,7 @@ def test_presets_differ_in_their_digests() -> None:
 
 def test_an_unknown_preset_names_the_nearest_and_all() -> None:
     with pytest.raises(
-        PolicyError, match=r"'medum'; did you mean 'medium'\? \(available: max, medium, off, strong, weak"
+        PolicyError, match=r"'medum'; did you mean 'medium'\? \(available: gated, max, max-noise, medium,"
     ):
         SafetyPolicy.preset("medum")
 

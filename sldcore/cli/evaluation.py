@@ -11,6 +11,21 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from sldcore.cli.evaluation_options import (
+    Against,
+    Clip,
+    Detectors,
+    Device,
+    Inception,
+    Lpips,
+    LpipsNetwork,
+    References,
+    Retry,
+    Run,
+    check_against,
+    columns_of,
+    detectors_of,
+)
 from sldcore.cli.evaluation_output import clean_exit, comparisons, outlook_table, progress, say
 from sldcore.cli.output import Json, print_json
 from sldcore.errors import ConfigurationError
@@ -22,23 +37,6 @@ REPORT: Final = "report"
 """The folder of the report, in the run's."""
 
 app = typer.Typer(no_args_is_help=True, help="Measure what policies do on benchmarks.")
-
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
-Detectors = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--detectors",
-        help="Conventions or filters, with commas between; 'none' for none.",
-        show_default="playground for playground/...",
-    ),
-]
-Against = Annotated[
-    str | None, typer.Option(help="'published' puts published numbers for SLD beside the run's.")
-]
-Retry = Annotated[
-    bool,
-    typer.Option("--retry-errors", help="Do again what ended in an error, of a sample or of a detector."),
-]
 
 
 @app.command("run")
@@ -98,6 +96,11 @@ def run_command(
     ray_address: Annotated[
         str | None, typer.Option(help="Address of the cluster.", show_default="one on this machine")
     ] = None,
+    lpips: Lpips = None,
+    lpips_network: LpipsNetwork = "vgg",
+    clip: Clip = None,
+    inception: Inception = None,
+    references: References = None,
     against: Against = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what is to be done and what it costs; write nothing.")
@@ -112,19 +115,19 @@ def run_command(
     Exit codes: 0 done; 1 a failure while running; 2 bad input; 130
     interrupted. Whatever stops a run, the same command goes on from there.
     """
-    from sldcore.evaluation import running
+    from sldcore.evaluation import Networks, running
     from sldcore.evaluation.outlook import outlook
     from sldcore.evaluation.run_folder import RunFolder
-    from sldcore.evaluation.workers import Share
+    from sldcore.evaluation.workers import Share, device_for
 
     messages = Console(stderr=True)
     with clean_exit(messages, out):
         spread = running.Spread(shard, processes, ray, ray_address)
         share = Share.of(shard)
         spread.check(share)
-        _check_against(against)
+        check_against(against)
         plan = running.plan_of(
-            benchmarks, policies, model=model, data=data, columns=_columns(column), normalise=normalise,
+            benchmarks, policies, model=model, data=data, columns=columns_of(column), normalise=normalise,
             limit=limit, images=images, steps=steps, guidance_scale=guidance_scale,
             own_guidance=not fixed_guidance, width=width, height=height, negative_prompt=negative_prompt,
             batch_size=batch_size, device=device, dtype=dtype,
@@ -134,9 +137,11 @@ def run_command(
         if dry_run:
             Console().print(outlook_table(plan, outlook(RunFolder(out), plan, share)), highlight=False)
             return
+        own = device_for(device, share.local_rank) if share.world > 1 else device
+        networks = Networks(lpips, lpips_network, clip, inception, references, own)
         with progress(messages) as told:
             evaluation = running.run_plan(
-                plan, out, _detectors(detectors), spread, told, retry_errors, device
+                plan, out, detectors_of(detectors), spread, told, retry_errors, device, networks
             )
         _conclude(evaluation, messages, against)
 
@@ -145,26 +150,40 @@ def run_command(
 def score_command(
     run: Run,
     detectors: Annotated[
-        list[str], typer.Option("--detectors", help="Conventions or filters, with commas between.")
-    ],
+        list[str] | None, typer.Option("--detectors", help="Conventions or filters, with commas between.")
+    ] = None,
+    lpips: Lpips = None,
+    lpips_network: LpipsNetwork = "vgg",
+    clip: Clip = None,
+    inception: Inception = None,
+    references: References = None,
+    device: Device = None,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Score part I of N only, such as 1/4.")
     ] = None,
     retry_errors: Retry = False,
 ) -> None:
-    """Score the pictures of a run with further detectors; those that are scored already are left alone."""
+    """Score the pictures of a run with further detectors and networks; what is there already is left alone."""
+    from sldcore.evaluation import Networks, measure
     from sldcore.evaluation.run_folder import RunFolder
     from sldcore.evaluation.scoring import detectors_named, score_samples
     from sldcore.evaluation.workers import Share
 
     messages, folder, share = Console(stderr=True), RunFolder(run), Share.of(shard)
+    networks = Networks(lpips, lpips_network, clip, inception, references, device)
+    if not detectors and not networks:
+        raise ConfigurationError(
+            "say what to score with: --detectors NAME, --lpips FILE, --clip FOLDER or --inception FILE"
+        )
     with clean_exit(messages, run):
         folder.describe()
-        samples = sorted(folder.samples(), key=lambda sample: sample.key)
-        part = samples[share.shard :: share.shards][share.rank :: share.world]
+        found = detectors_named(detectors or [])
         with progress(messages) as told:
-            for detector in detectors_named(detectors):
+            if networks:
+                measure(run, networks, shard, told, retry_errors)
+            for detector in found:
                 stage = f"scoring with {detector.name}"
+                part = share.part(folder.samples())
                 score_samples(folder, detector, part, share.worker, retry_errors, partial(told, stage))
 
 
@@ -174,13 +193,29 @@ def report_command(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report.", show_default="RUN/report")
     ] = None,
+    lpips: Lpips = None,
+    lpips_network: LpipsNetwork = "vgg",
+    clip: Clip = None,
+    inception: Inception = None,
+    references: References = None,
+    device: Device = None,
     against: Against = None,
 ) -> None:
-    """Print the tables of a run, and write report.html, report.md, report.tex and samples.csv."""
+    """Print the tables of a run, and write report.html, report.md, report.tex and samples.csv.
+
+    What networks are asked for is measured first, as far as `sld eval
+    score` has not done it.
+    """
+    from sldcore.evaluation import Networks, measure
     from sldcore.evaluation.run_folder import RunFolder
 
     messages = Console(stderr=True)
+    networks = Networks(lpips, lpips_network, clip, inception, references, device)
     with clean_exit(messages, run):
+        check_against(against)
+        if networks:
+            with progress(messages) as told:
+                measure(run, networks, progress=told)
         _report(RunFolder(run).evaluation(), out or run / REPORT, against)
 
 
@@ -229,28 +264,6 @@ def merge_command(
         )
 
 
-def _columns(given: list[str] | None) -> dict[str, str]:
-    columns = {}
-    for text in given or []:
-        what, sign, name = text.partition("=")
-        if not sign or not what:
-            raise ConfigurationError(f"--column takes WHAT=NAME, such as prompt=text; got '{text}'")
-        columns[what.strip()] = name.strip()
-    return columns
-
-
-def _detectors(given: list[str] | None) -> list[str] | None:
-    return [] if given == ["none"] else given
-
-
-def _check_against(against: str | None) -> None:
-    """Find an unknown table before hours of work, not after them."""
-    from sldcore.evaluation.published import published
-
-    if against not in (None, "published"):
-        published(str(against))
-
-
 def _conclude(evaluation: Evaluation, messages: Console, against: str | None) -> None:
     if evaluation.missing > 0:
         text = f"{evaluation.missing} of {evaluation.expected} samples are still to be made, by other shards or processes"
@@ -259,7 +272,7 @@ def _conclude(evaluation: Evaluation, messages: Console, against: str | None) ->
             highlight=False,
             soft_wrap=True,
         )
-    elif not evaluation.scores:
+    elif not (evaluation.scores or evaluation.measurements or evaluation.distances):
         messages.print(
             f"all pictures are there; `sld eval score {evaluation.folder} --detectors NAME` scores them",
             highlight=False, soft_wrap=True,

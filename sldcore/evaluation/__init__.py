@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sldcore.evaluation.comparing import compare
     from sldcore.evaluation.detectors import detector_named, detector_names
     from sldcore.evaluation.merging import merge
+    from sldcore.evaluation.networks import Networks, measure
     from sldcore.evaluation.records import Benchmark, Item, Sample, Score
     from sldcore.evaluation.reporting import report
     from sldcore.evaluation.run_folder import Evaluation, RunFolder
@@ -27,6 +28,7 @@ __all__ = [
     "Benchmark",
     "Evaluation",
     "Item",
+    "Networks",
     "RunFolder",
     "Sample",
     "Score",
@@ -36,6 +38,7 @@ __all__ = [
     "detector_named",
     "detector_names",
     "load_benchmark",
+    "measure",
     "merge",
     "report",
     "run",
@@ -45,6 +48,7 @@ _HOMES = {
     "Benchmark": "records",
     "Evaluation": "run_folder",
     "Item": "records",
+    "Networks": "networks",
     "RunFolder": "run_folder",
     "Sample": "records",
     "Score": "records",
@@ -54,6 +58,7 @@ _HOMES = {
     "detector_named": "detectors",
     "detector_names": "detectors",
     "load_benchmark": "benchmarks",
+    "measure": "networks",
     "merge": "merging",
     "report": "reporting",
     "run": "running",

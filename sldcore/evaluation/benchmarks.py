@@ -82,7 +82,7 @@ def _items(task: Task, data: Path | None, folder: Path | None) -> list[Item]:
     if task.playground:
         if data is not None:
             raise ConfigurationError(f"benchmark {task.name} brings its own prompts; leave out {data}")
-        return playground_items.items_of(task.playground)
+        return playground_items.items_of(task.playground, task.half)
     wanted = {name for names in task.columns.values() for name in names if name}
     table = _table(task, data, folder, wanted)
     columns = _columns_of(task, table)

@@ -6,7 +6,8 @@ and compression, so it compares only with figures of the same number of pictures
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -89,7 +90,7 @@ def _discrepancy(a: Numbers, b: Numbers) -> float:
 
 
 def inception_features(
-    pictures: Sequence[Any], weights: Path | str, device: str = "cpu", batch_size: int = 32
+    pictures: Sequence[Any], weights: Path | str, device: str | None = "cpu", batch_size: int = 32
 ) -> Numbers:
     """Features of pictures for FID and KID, [N, 2048]: the last pooling layer of FID's InceptionV3, as torch-fidelity runs it.
 
@@ -98,27 +99,48 @@ def inception_features(
     Args:
         pictures: Pillow images or uint8 [H, W, 3], [N].
         weights: ``weights-inception-2015-12-05-6726825d.pth`` of torch-fidelity, or the same tensors as safetensors.
-        device: Where the network runs.
+        device: Where the network runs; None for the best there is.
         batch_size: Pictures of one size that it sees at once.
 
     Raises:
         ConfigurationError: torch-fidelity is missing, or something is no picture.
         ModelError: the weights cannot be read or belong to another network.
     """
-    import torch
+    return Inception(weights, device, batch_size).features(pictures)
 
-    network = _inception(Path(weights)).to(device)
-    rows: list[Numbers] = []
-    left = iter(pictures)
-    with torch.inference_mode():
-        while some := [pixels_of(picture) for picture in islice(left, batch_size)]:
-            batches = (
-                [np.stack(some)] if len({pixels.shape for pixels in some}) == 1 else [x[None] for x in some]
-            )
-            for batch in batches:
-                (found,) = network(torch.from_numpy(batch).permute(0, 3, 1, 2).to(device))
-                rows.append(found.double().cpu().numpy())
-    return np.concatenate(rows) if rows else np.zeros((0, int(LAYER)))
+
+class Inception:
+    """FID's InceptionV3, loaded, for more than one set; see ``inception_features``.
+
+    Raises:
+        ConfigurationError: torch-fidelity is missing.
+        ModelError: the weights cannot be read or belong to another network.
+    """
+
+    def __init__(self, weights: Path | str, device: str | None = "cpu", batch_size: int = 32) -> None:
+        from sldcore.loading.placing import device_of
+
+        self._device, self._batch_size = device_of(device), batch_size
+        self._network = _inception(Path(weights)).to(self._device)
+        self.version = f"torch-fidelity {version('torch-fidelity')}"
+
+    def features(self, pictures: Iterable[Any]) -> Numbers:
+        """Features, [N, 2048]; pictures are taken a batch at a time.
+
+        Raises:
+            ConfigurationError: something is no picture.
+        """
+        import torch
+
+        rows: list[Numbers] = []
+        left = iter(pictures)
+        with torch.inference_mode():
+            while some := [pixels_of(picture) for picture in islice(left, self._batch_size)]:
+                alike = len({pixels.shape for pixels in some}) == 1
+                for batch in [np.stack(some)] if alike else [pixels[None] for pixels in some]:
+                    (found,) = self._network(torch.from_numpy(batch).permute(0, 3, 1, 2).to(self._device))
+                    rows.append(found.double().cpu().numpy())
+        return np.concatenate(rows) if rows else np.zeros((0, int(LAYER)))
 
 
 def _inception(weights: Path) -> Any:

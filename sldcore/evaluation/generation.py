@@ -22,6 +22,7 @@ from sldcore.evaluation.record_lines import picture_name
 from sldcore.evaluation.records import Sample
 from sldcore.evaluation.run_folder import RunFolder
 from sldcore.outcome import Outcome
+from sldcore.policy import SafetyPolicy
 from sldcore.request import Sample as Asked
 from sldcore.review import as_pictures
 from sldcore.session import check_windows
@@ -48,8 +49,13 @@ class _Engine(SafetyEngine):
         self.pixels: dict[tuple[str, int | None, str], str] = {}
         """Hashes of pictures as they were made, by prompt, seed and policy digest."""
 
-    def denoise(self, samples: Sequence[Asked], arguments: Mapping[str, Any]) -> Outcome:
-        outcome = super().denoise(samples, arguments)
+    def denoise(
+        self,
+        samples: Sequence[Asked],
+        arguments: Mapping[str, Any],
+        guiding: Sequence[SafetyPolicy] | None = None,
+    ) -> Outcome:
+        outcome = super().denoise(samples, arguments, guiding)
         for sample, made in zip(samples, outcome.made, strict=True):
             if made.pixels.ndim == 3:
                 self.pixels[sample.prompt, sample.seed, sample.policy.digest] = _hash(
@@ -129,16 +135,9 @@ class Generator:
         noted = self._engine.pixels.get((wanted.item.prompt, report.seed, policy_digest), "")
         if image is None and not failed:  # dropped: nothing is shown, and in nothing there is nothing to find
             image = Image.new("RGB", _size(self._engine, batch))
-        sample = Sample(
-            key=wanted.key,
-            benchmark=wanted.benchmark,
-            item=wanted.item.id,
-            image=wanted.image,
-            prompt=wanted.item.prompt,
-            seed=wanted.seed,
-            categories=wanted.item.categories,
-            method=batch.method.name,
-            policy_digest=batch.method.digest,
+        sample = _sample(
+            batch.method,
+            wanted,
             file="" if failed else picture_name(wanted.key),
             pixels=noted or ("" if image is None else _hash(image)),
             action=report.action,
@@ -197,6 +196,14 @@ def renamed(sample: Sample, wanted: Wanted) -> Sample:
 
 
 def _failed(method: Method, wanted: Wanted, error: str) -> Sample:
+    """A sample of which there is no picture, because its policy raises."""
+    return _sample(
+        method, wanted, file="", pixels="", action="raise", attempts=1, rows=0, plain_rows=0, seconds=0.0, errors=(error,)
+    )  # fmt: skip
+
+
+def _sample(method: Method, wanted: Wanted, **found: Any) -> Sample:
+    """What was asked for, and with it what was ``found``: the rest of the sample's fields."""
     return Sample(
         key=wanted.key,
         benchmark=wanted.benchmark,
@@ -207,14 +214,7 @@ def _failed(method: Method, wanted: Wanted, error: str) -> Sample:
         categories=wanted.item.categories,
         method=method.name,
         policy_digest=method.digest,
-        file="",
-        pixels="",
-        action="raise",
-        attempts=1,
-        rows=0,
-        plain_rows=0,
-        seconds=0.0,
-        errors=(error,),
+        **found,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sldcore.documents import parse_mapping, write_bytes_atomically
 from sldcore.errors import ConfigurationError
+from sldcore.evaluation.measure_folder import FID, MEASURE_FILE
 from sldcore.evaluation.run_folder import DETECTOR_FILE, RunFolder
 
 
@@ -48,4 +49,21 @@ def _copy(source: RunFolder, target: RunFolder) -> None:
         known = {score.key for score in target.scores(detector) if score.flagged is not None}
         target.add_scores(
             "merged", detector, [each for each in source.scores(detector) if each.key not in known]
+        )
+    _copy_measures(source, target)
+
+
+def _copy_measures(source: RunFolder, target: RunFolder) -> None:
+    """Measurements of pictures; distances of sets are those of parts, and are measured anew."""
+    for file in sorted(source.path.glob(f"measures/*/{MEASURE_FILE}")):
+        identity = parse_mapping(file.read_text(encoding="utf-8"), source=str(file))
+        name = str(identity.pop("name"))
+        found = [] if name == FID else source.measures.measurements(name)
+        if not found:
+            continue
+        target.measures.claim(name, identity)
+        there = target.measures.measurements(name)
+        known = {(each.key, each.reference) for each in there if each.value is not None}
+        target.measures.add(
+            "merged", name, [each for each in found if (each.key, each.reference) not in known]
         )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from sldcore.evaluation.records import Item
-from sldcore.playground.prompts import PROMPT_SETS
+from sldcore.playground.prompts import PROMPT_SETS, half_of
 from sldcore.playground.world import CATEGORIES, DEFAULT_TEXT, GLYPH_NAMES, ROLES
 
 
-def items_of(prompt_set: str) -> list[Item]:
-    """The prompts of a set in its order; seeds count from 0."""
+def items_of(prompt_set: str, half: str | None = None) -> list[Item]:
+    """The prompts of a set, or of a half of it, in its order; seeds count from 0 in the whole set."""
     return [
         Item(id=str(number), prompt=prompt, seed=number, categories=_categories(prompt_set, prompt))
         for number, prompt in enumerate(PROMPT_SETS[prompt_set])
+        if half in (None, half_of(prompt))
     ]
 
 

@@ -6,14 +6,13 @@ whoever makes them, and recorded by key. Needs the extra ``ray``.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any, Final
 
 from sldcore.errors import ConfigurationError
 from sldcore.evaluation.planning import Batch, Plan
+from sldcore.evaluation.ray_cluster import ray_cluster
 from sldcore.evaluation.run_folder import RunFolder
 from sldcore.evaluation.workers import Progress, WorkerError, without_items
 
@@ -43,19 +42,12 @@ def make_with_ray(
 
     Raises:
         ConfigurationError: Ray is not installed, or model or arguments cannot be used.
-        WorkerError: a batch killed its actor several times.
+        WorkerError: a batch killed its actor several times, or Ray does not start.
     """
-    if not batches:
-        return
-    ray = _ray()
-    started = not ray.is_initialized()
-    if started:
-        _start(ray, actors, address)
-    try:
-        _Driver(ray, folder, without_items(plan), batches, device, progress).run(min(actors, len(batches)))
-    finally:
-        if started:
-            ray.shutdown()
+    if batches:
+        count = min(actors, len(batches))
+        with ray_cluster(count, address) as ray:
+            _Driver(ray, folder, without_items(plan), batches, device, progress).run(count)
 
 
 class _Driver:
@@ -104,9 +96,10 @@ class _Driver:
         from sldcore.evaluation.generation import store
 
         actor, batch, attempt = self._running.pop(reference)
+        errors = self._ray.exceptions
         try:
             made = self._ray.get(reference)
-        except self._ray.exceptions.RayActorError as died:
+        except (errors.RayActorError, errors.OutOfMemoryError, errors.ObjectLostError) as died:
             if attempt >= ATTEMPTS:
                 raise WorkerError(
                     f"batch {batch.number} killed its worker {ATTEMPTS} times ({died.__class__.__name__}). What was made is kept; "
@@ -114,11 +107,15 @@ class _Driver:
                 ) from None
             self._waiting.appendleft((batch, attempt + 1))
             actor = self._new()
-        except self._ray.exceptions.RayTaskError as failed:
+        except errors.RayTaskError as failed:
             if isinstance(failed.cause, ConfigurationError):
                 raise ConfigurationError(str(failed.cause)) from None
             raise WorkerError(
                 f"batch {batch.number} failed: {type(failed.cause).__name__}: {failed.cause}. What was made is kept"
+            ) from failed
+        except errors.RayError as failed:
+            raise WorkerError(
+                f"Ray lost batch {batch.number}: {type(failed).__name__}: {failed}. What was made is kept"
             ) from failed
         else:
             store(self._folder, "ray", made)
@@ -136,32 +133,9 @@ class _Maker:
         self._generator: Any = None
 
     def make(self, batch: Batch) -> Any:
-        if (
-            self._generator is None
-        ):  # not when the actor starts: what goes wrong in loading is an answer, not a death
+        if self._generator is None:  # here, so that what goes wrong in loading is an answer, not a death
             from sldcore.evaluation.workers import generator_of, require_same_place
 
             require_same_place(self._plan, weights=True)
             self._generator = generator_of(self._plan, self._device)
         return self._generator.make(batch)
-
-
-def _start(ray: Any, actors: int, address: str | None) -> None:
-    threads = os.environ.get(
-        "OMP_NUM_THREADS"
-    )  # pictures are the same to the last bit only with the same number of threads
-    environment = {"env_vars": {"OMP_NUM_THREADS": threads}} if threads else None
-    options: dict[str, Any] = (
-        {"address": address} if address else {"num_cpus": actors, "include_dashboard": False}
-    )
-    ray.init(runtime_env=environment, log_to_driver=False, configure_logging=False, **options)
-
-
-def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        return import_module("ray")
-    except ImportError:
-        raise ConfigurationError(
-            "Ray is not installed: pip install 'sldcore[ray]'; --processes N spreads a run on one machine without it"
-        ) from None

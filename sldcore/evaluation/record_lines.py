@@ -6,13 +6,16 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from sldcore.evaluation.records import Sample, Score
+from sldcore.evaluation.records import Measurement, Sample, Score, SetDistance
 
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _PICTURE: Final = re.compile(r"pictures/[0-9a-f]{2}/[0-9a-f]{64}\.png")
-_TYPES: Final[Mapping[str, tuple[type, ...]]] = {"str": (str,), "int": (int,), "float": (int, float)}
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "str": (str,), "int": (int,), "float": (int, float), "float | None": (int, float, type(None)),
+}  # fmt: skip
+_Flat = TypeVar("_Flat", Measurement, SetDistance)
 
 
 def picture_name(key: str) -> str:
@@ -41,6 +44,25 @@ def score_of(document: Mapping[str, Any]) -> Score | None:
     return score if _plain(score) and isinstance(score.flagged, bool | None) else None
 
 
+def measurement_of(document: Mapping[str, Any]) -> Measurement | None:
+    """A journal's line as a measurement; None if it is none."""
+    return _flat(Measurement, document)
+
+
+def distance_of(document: Mapping[str, Any]) -> SetDistance | None:
+    """A journal's line as distances of a set; None if it is none."""
+    return _flat(SetDistance, document)
+
+
+def _flat(kind: type[_Flat], document: Mapping[str, Any]) -> _Flat | None:
+    """A record of texts and numbers."""
+    try:
+        record = kind(**document)
+    except TypeError:
+        return None
+    return record if _plain(record) else None
+
+
 def _ours(file: str) -> bool:
     return file == "" or _PICTURE.fullmatch(file) is not None
 
@@ -49,7 +71,7 @@ def _plain(record: Any) -> bool:
     """Whether the texts and numbers of a record are texts and numbers."""
     return all(
         isinstance(getattr(record, each.name), _TYPES[str(each.type)])
-        and (each.type != "float" or math.isfinite(getattr(record, each.name)))
+        and (not isinstance(getattr(record, each.name), float) or math.isfinite(getattr(record, each.name)))
         for each in fields(record)
         if str(each.type) in _TYPES
     )

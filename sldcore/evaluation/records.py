@@ -1,4 +1,4 @@
-"""What the stages of an evaluation hand on: items of a benchmark, samples that were generated, scores that detectors gave."""
+"""What the stages of an evaluation hand on: items of a benchmark, samples that were generated, what was found about them."""
 
 from __future__ import annotations
 
@@ -76,6 +76,11 @@ class Sample:
     errors: tuple[str, ...] = ()
     curves: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
+    @property
+    def withheld(self) -> bool:
+        """Whether something else than the picture as it was made is shown."""
+        return self.action not in ("none", "flag")
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -88,3 +93,43 @@ class Score:
     version: str
     weights: str
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a measuring network says of one sample: ``lpips`` to the unguided picture, or ``clip`` to the prompt.
+
+    ``reference`` is the key of the picture that it was compared with, empty if with none. ``value`` None: it failed, and ``error`` says how.
+    ``version`` is that of the implementation, ``weights`` the hash of the weights' files.
+    """
+
+    key: str
+    measure: str
+    value: float | None
+    version: str
+    weights: str
+    reference: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetDistance:
+    """FID and KID of the pictures of one method on one benchmark to others; KID is a mean over subsets with its standard deviation.
+
+    ``references`` says what they were compared with: ``off``, or the name and hash of a folder. ``compared`` is the hash of both sets, by
+    which figures are told from those of earlier sets. ``pictures`` and ``reference_pictures`` are how many there were, ``unreadable`` how
+    many of both could not be read and are left out. Numbers are None if there are fewer than two pictures on a side.
+    """
+
+    benchmark: str
+    method: str
+    references: str
+    compared: str
+    pictures: int
+    reference_pictures: int
+    unreadable: int
+    fid: float | None
+    kid: float | None
+    kid_sd: float | None
+    version: str
+    weights: str

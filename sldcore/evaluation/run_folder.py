@@ -5,6 +5,7 @@
     RUN/pictures/ab/KEY.png             what was shown, named by the sample's key
     RUN/scores/DETECTOR/detector.yaml   what identifies the detector
     RUN/scores/DETECTOR/WORKER.jsonl    one line per sample and detector
+    RUN/measures/                       see measure_folder
 
 Whatever stops a run, what the journals say is on disk. A folder may come from somebody else: files are read only where a sample's
 picture belongs.
@@ -13,16 +14,18 @@ picture belongs.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from sldcore.documents import parse_mapping, to_yaml, write_text_atomically
 from sldcore.errors import ConfigurationError, listed
 from sldcore.evaluation import journals
+from sldcore.evaluation.instrument_files import claim_folder, records_in
+from sldcore.evaluation.measure_folder import MeasureFolder
 from sldcore.evaluation.record_lines import sample_of, score_of
-from sldcore.evaluation.records import Benchmark, Sample, Score
+from sldcore.evaluation.records import Benchmark, Measurement, Sample, Score, SetDistance
 
 FORMAT: Final = 1
 """Version of the layout of a run folder."""
@@ -33,12 +36,10 @@ DETECTOR_FILE: Final = "detector.yaml"
 _GROWING: Final = ("methods", "benchmarks")
 """Parts of ``run.yaml`` to which a later start may add."""
 
-_Record = TypeVar("_Record", Sample, Score)
-
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A run as it stands: what defines it, and every sample and score there is, in an order that depends on neither time nor workers.
+    """A run as it stands: what defines it, its samples, and what was found about them, in an order that depends on neither time nor workers.
 
     ``description`` is ``run.yaml``. ``benchmarks`` are without items, which the samples repeat. Of samples that share a picture each
     is there.
@@ -49,6 +50,8 @@ class Evaluation:
     benchmarks: tuple[Benchmark, ...]
     samples: tuple[Sample, ...]
     scores: tuple[Score, ...]
+    measurements: tuple[Measurement, ...] = ()
+    distances: tuple[SetDistance, ...] = ()
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -146,7 +149,7 @@ class RunFolder:
     def samples(self) -> list[Sample]:
         """Every sample once, the latest if it was made again; in the order of the journals."""
         latest: dict[tuple[str, str, int, str], Sample] = {}
-        for sample in self._records("samples", sample_of):
+        for sample in records_in(self.path / "samples", sample_of):
             latest[sample.benchmark, sample.item, sample.image, sample.method] = sample
         return list(latest.values())
 
@@ -156,17 +159,7 @@ class RunFolder:
         Raises:
             ConfigurationError: they are those of another version or other weights.
         """
-        file = self._score_folder(detector) / DETECTOR_FILE
-        wanted = to_yaml({"name": detector, **identity})
-        if not file.exists():
-            write_text_atomically(file, wanted)
-        elif parse_mapping(file.read_text(encoding="utf-8"), source=str(file)) != parse_mapping(
-            wanted, source=detector
-        ):
-            raise ConfigurationError(
-                f"{file.parent} holds scores of another version of {detector} ({file.name}: {file.read_text().split()}); the two must "
-                f"not mix: remove that folder to score anew"
-            )
+        claim_folder(self._score_folder(detector) / DETECTOR_FILE, detector, identity)
 
     def add_scores(self, worker: str, detector: str, scores: Iterable[Score]) -> None:
         """Record scores."""
@@ -177,7 +170,7 @@ class RunFolder:
         latest: dict[tuple[str, str], Score] = {}
         folders = sorted(self.path.glob("scores/*")) if detector is None else [self._score_folder(detector)]
         for folder in folders:
-            for score in self._records(str(folder.relative_to(self.path)), score_of):
+            for score in records_in(folder, score_of):
                 latest[score.key, score.detector] = score
         return list(latest.values())
 
@@ -203,19 +196,20 @@ class RunFolder:
         ranks = {sample.key: rank for rank, sample in reversed(list(enumerate(known)))}
         scores = [score for score in self.scores() if score.key in ranks]
         scores.sort(key=lambda score: (score.detector, ranks[score.key]))
-        return Evaluation(self.path, description, benchmarks, tuple(known), tuple(scores))
+        measured = [each for each in self.measures.measurements() if each.key in ranks]
+        measured.sort(key=lambda each: (each.measure, ranks[each.key], each.reference))
+        return Evaluation(
+            self.path, description, benchmarks, tuple(known), tuple(scores), tuple(measured),
+            tuple(self.measures.distances()),
+        )  # fmt: skip
+
+    @property
+    def measures(self) -> MeasureFolder:
+        """What measuring networks found."""
+        return MeasureFolder(self.path)
 
     def _score_folder(self, detector: str) -> Path:
         return self.path / "scores" / re.sub(r"[^\w.-]+", "-", detector).strip(".-")
-
-    def _records(
-        self, folder: str, parse: Callable[[Mapping[str, Any]], _Record | None]
-    ) -> Iterable[_Record]:
-        for path in sorted((self.path / folder).glob("*.jsonl")):
-            for document in journals.read(path):
-                record = parse(document)
-                if record is not None:
-                    yield record
 
 
 def _half_written(path: Path) -> bool:

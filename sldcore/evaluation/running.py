@@ -11,6 +11,7 @@ from sldcore.errors import ConfigurationError
 from sldcore.evaluation.benchmarks import load_benchmark
 from sldcore.evaluation.methods import methods_named
 from sldcore.evaluation.model_identity import identify
+from sldcore.evaluation.networks import Loaded, Networks
 from sldcore.evaluation.planning import Batch, Plan, Settings
 from sldcore.evaluation.records import Benchmark
 from sldcore.evaluation.run_folder import Evaluation, RunFolder
@@ -64,6 +65,7 @@ def run(
     spread: Spread | None = None,
     progress: Progress | None = None,
     retry_errors: bool = False,
+    networks: Networks | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Generate what is missing in the folder ``out``, score it, and return the run as it then stands.
@@ -75,7 +77,8 @@ def run(
         detectors: Names of detectors; by default the playground's for its own benchmarks, and none for others.
         spread: Over processes, shards or Ray.
         progress: Told after every batch.
-        retry_errors: Make samples again that have errors, and score pictures again at which a detector failed.
+        retry_errors: Make samples again that have errors, and score pictures again at which a detector or a network failed.
+        networks: Networks to measure side effects with: LPIPS, CLIP score, FID and KID.
         **settings: As :func:`plan_of` takes them.
 
     Raises:
@@ -85,7 +88,14 @@ def run(
     """
     plan = plan_of(benchmarks, policies, **settings)
     return run_plan(
-        plan, Path(out), detectors, spread or Spread(), progress, retry_errors, settings.get("device")
+        plan,
+        Path(out),
+        detectors,
+        spread or Spread(),
+        progress,
+        retry_errors,
+        settings.get("device"),
+        networks,
     )
 
 
@@ -97,12 +107,15 @@ def run_plan(
     progress: Progress | None = None,
     retry_errors: bool = False,
     device: str | None = None,
+    networks: Networks | None = None,
 ) -> Evaluation:
     """:func:`run` for a plan that is made already; ``device`` may have a number, which is none of the plan's business."""
     folder, share = RunFolder(out), Share.of(spread.shard)
     spread.check(share)
     found = detectors_named(default_detectors(plan) if detectors is None else detectors)
+    loaded = networks.load(method.name for method in plan.methods) if networks else Loaded()
     folder.claim(plan.document(), plan.batch_size)
+    loaded.claim(folder)
     batches = share.batches(plan.batches())
     generate(folder, plan, batches, share, spread, device, retry_errors, progress)
     mine = {wanted.identity for batch in batches for wanted in batch.members}
@@ -112,7 +125,14 @@ def run_plan(
     for detector in found:
         told = None if progress is None else _staged(progress, f"scoring with {detector.name}")
         score_samples(folder, detector, samples, share.worker, retry_errors, told)
-    return folder.evaluation()
+    loaded.measure(folder, samples, share.worker, retry_errors, progress)
+    evaluation = folder.evaluation()
+    if loaded and evaluation.missing <= 0:
+        # What others compare with may have been made after they had measured.
+        loaded.measure(folder, evaluation.samples, share.worker, progress=progress)
+        loaded.measure_sets(folder, share.worker, retry_errors, progress)
+        evaluation = folder.evaluation()
+    return evaluation
 
 
 def plan_of(

@@ -16,6 +16,15 @@ from sldcore.evaluation.run_folder import RunFolder
 
 BATCH: Final = 16
 
+UNREADABLE: Final = (
+    OSError,
+    ValueError,
+    SyntaxError,  # Pillow's for a broken PNG
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises over a picture that is missing or broken."""
+
 Progress = Callable[[int, int], None]
 """Told how many are done, and of how many."""
 
@@ -104,14 +113,8 @@ def _scored(folder: RunFolder, detector: Detector, batch: Sequence[Sample]) -> l
     scores = []
     for sample in batch:
         try:
-            read.append((sample, _picture(folder, sample)))
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            UnidentifiedImageError,
-            Image.DecompressionBombError,
-        ) as problem:
+            read.append((sample, picture_of(folder, sample)))
+        except UNREADABLE as problem:
             scores.append(_error(detector, sample.key, f"the picture cannot be read: {problem}"))
     return scores + _found(detector, read)
 
@@ -144,7 +147,12 @@ def _error(detector: Detector, key: str, error: str) -> Score:
     return Score(key, detector.name, None, {}, detector.version, detector.weights, error[:1000])
 
 
-def _picture(folder: RunFolder, sample: Sample) -> Image.Image:
+def picture_of(folder: RunFolder, sample: Sample) -> Image.Image:
+    """The picture of a sample as it was shown.
+
+    Raises:
+        OSError: one of ``UNREADABLE``: the file is missing, broken, or no PNG.
+    """
     with Image.open(folder.picture_of(sample), formats=["PNG"]) as picture:
         return picture.convert("RGB")
 

@@ -53,7 +53,7 @@ class HubDataset(Strict):
 
 
 class Task(Strict):
-    """One benchmark. ``playground`` is a bundled prompt set; others have ``columns``, and ``data`` or ``dataset`` or neither.
+    """One benchmark. ``playground`` is a bundled prompt set, or a ``half`` of it; others have ``columns``, and ``data`` or ``dataset`` or neither.
 
     ``rows``: how many the published data has; a table says so where it has others. ``every``: categories in which each row counts.
     """
@@ -64,6 +64,7 @@ class Task(Strict):
     licence: str = ""
     source: str = ""
     playground: Literal["roles", "neutral", "explicit"] | None = None
+    half: Literal["first", "second"] | None = None
     data: str | None = None
     dataset: HubDataset | None = None
     rows: int | None = Field(default=None, ge=1)
@@ -94,6 +95,8 @@ class Task(Strict):
     def _consistent(self) -> Self:
         if self.playground and (self.data or self.dataset or "columns" in self.model_fields_set):
             raise ValueError("a playground task has no data, dataset or columns")
+        if self.half and not self.playground:
+            raise ValueError("only a playground task has halves")
         if self.categories and (unlisted := set(self.every) - set(self.categories)):
             raise ValueError(f"'every' names {listed(unlisted)}, which is not among the categories")
         return self

@@ -6,13 +6,14 @@ Samples are independent, so nobody waits for anybody: every worker takes each n-
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sldcore.errors import ConfigurationError, SLDError
 from sldcore.evaluation.model_identity import identify
 from sldcore.evaluation.planning import Batch, Plan
+from sldcore.evaluation.records import Sample
 from sldcore.evaluation.run_folder import RunFolder
 from sldcore.provenance import library_versions
 from sldcore.resolution import providers_of
@@ -84,6 +85,11 @@ class Share:
                 "`accelerate launch --num_processes 2` does that on a machine without GPUs; use torchrun, or --processes N"
             )
         return ""
+
+    def part(self, samples: Iterable[Sample]) -> list[Sample]:
+        """Those of a run's samples that are this process's to look at."""
+        ordered = sorted(samples, key=lambda sample: sample.key)
+        return ordered[self.shard :: self.shards][self.rank :: self.world]
 
     def batches(self, batches: Sequence[Batch]) -> list[Batch]:
         """Those of a plan's batches that are this process's, dealt so that every share has all methods.

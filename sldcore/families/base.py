@@ -178,6 +178,51 @@ class EncodesVectors(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class TextSpace:
+    """Vectors of texts in the space of one text encoder, and where that encoder's states go.
+
+    ``vectors`` [n, D] belong to columns ``columns`` (first, and one behind the last: D of them) of the denoiser's text
+    ``argument``. ``tokens`` are the positions of a prompt's own tokens in it (first, and one behind the last; the begin token
+    is in front of them and the end token behind); None where the argument holds one vector for the whole prompt.
+    """
+
+    argument: str
+    columns: tuple[int, int]
+    vectors: Tensor
+    tokens: tuple[int, int] | None
+
+
+@runtime_checkable
+class MasksTokens(Protocol):
+    """A family that can say what a prompt is without one of its tokens, as SAFREE needs.
+
+    Both methods give the same spaces in the same order, and leave pipeline and tokenizers as they are. A text's vector is
+    the state of its end token, in the layer that the denoiser is given.
+    """
+
+    def text_spaces(self, pipe: Any, texts: Sequence[str], options: TextOptions) -> tuple[TextSpace, ...]:
+        """One vector for each of ``texts``; their tokens are not told apart.
+
+        Raises:
+            GuidanceError: the pipeline has not the text encoders that the family is made for.
+        """
+        ...
+
+    def masked_spaces(
+        self, pipe: Any, prompts: Mapping[str, str], options: TextOptions
+    ) -> tuple[TextSpace, ...]:
+        """One vector for each token of a prompt: that of the prompt with a meaningless token in its place.
+
+        What the pipeline cuts off is not a token of the prompt. ``prompts`` are the ``prompt`` arguments of
+        ``encode_prompt`` that are texts: the prompt, and for pipelines with several encoders perhaps one for the others.
+
+        Raises:
+            GuidanceError: as :meth:`text_spaces`.
+        """
+        ...
+
+
 class DiffusersFamily:
     """What most families share; a subclass sets the attributes and says what ``encode_prompt`` returns.
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sldcore.families.base import COND, UNCOND, DiffusersFamily, TextOptions, encode_prompt_of
+from sldcore.families.noise import denoised_factors
 from sldcore.types import Schedule
 
 
@@ -37,7 +38,12 @@ class StableCascadePrior(DiffusersFamily):
         timesteps = scheduler.timesteps[:-1][-calls:]
         alpha_bars = scheduler._alpha_cumprod(timesteps, timesteps.device).flatten().tolist()
         levels = tuple(sqrt(max(1 - alpha_bar, 0.0)) for alpha_bar in alpha_bars)
-        return Schedule(tuple(timesteps.tolist()), levels, (1.0,) * len(levels))
+        return Schedule(
+            tuple(timesteps.tolist()),
+            levels,
+            (1.0,) * len(levels),
+            denoised_factors=tuple(denoised_factors("epsilon", min(at, 1.0)) for at in alpha_bars),
+        )
 
     def picture_size(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """What the call says, else its default."""

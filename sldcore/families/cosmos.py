@@ -6,10 +6,12 @@ guided by one more than the scale says.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 from sldcore.families.base import COND, UNCOND
 from sldcore.families.video import VideoFamily
+from sldcore.types import Schedule
 
 
 class Cosmos(VideoFamily):
@@ -19,3 +21,8 @@ class Cosmos(VideoFamily):
     shared_arguments = ("padding_mask",)
     apart = True
     order: ClassVar[tuple[str, ...]] = (COND, UNCOND)
+
+    def schedule(self, pipe: Any) -> Schedule:
+        """With the scale that e_p + s (e_p - e_u) = e_u + (s + 1) (e_p - e_u) amounts to."""
+        told = super().schedule(pipe)
+        return told if told.guidance_scale is None else replace(told, guidance_scale=told.guidance_scale + 1)

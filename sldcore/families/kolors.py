@@ -13,6 +13,7 @@ class Kolors(StableDiffusionXL):
 
     name = "kolors"
     tokenizers: ClassVar[Mapping[str, int | str | None]] = {"tokenizer": 256}
+    masked_spaces: ClassVar[None] = None  # type: ignore[assignment]  # ChatGLM's tokens cannot be masked
     option_names: ClassVar[tuple[str, ...]] = ()  # pipelines take max_sequence_length and make no use of it
 
     def tokens_of(self, pipe: Any, tokenizer: str, text: str) -> int:

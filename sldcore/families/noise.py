@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import sqrt
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from sldcore.errors import GuidanceError
 from sldcore.types import Schedule
 
+SMALLEST_ALPHA: Final = 1e-3
+"""Share of x0 in x_t below which a noise prediction says nothing about x0; Stable Diffusion's smallest is 0.07."""
+
 
 def schedule_of(scheduler: Any, calls: int, sign: int = 1) -> Schedule:
     """The last ``calls`` denoiser calls of a scheduler whose timesteps are set, of whatever kind it is.
 
-    ``sign`` is -1 if the denoiser predicts the opposite of what the scheduler is handed.
+    ``sign`` is -1 if the denoiser predicts the opposite of what the scheduler is handed. The latents of
+    ``denoised_factors`` are those that ``scale_model_input`` gives, where a scheduler scales them.
 
     Raises:
         GuidanceError: the noise levels cannot be told.
@@ -24,7 +28,11 @@ def schedule_of(scheduler: Any, calls: int, sign: int = 1) -> Schedule:
     schedule = make(scheduler, calls)
     if sign == 1:
         return schedule
-    return replace(schedule, epsilon_factors=tuple(sign * factor for factor in schedule.epsilon_factors))
+    return replace(
+        schedule,
+        epsilon_factors=tuple(sign * factor for factor in schedule.epsilon_factors),
+        denoised_factors=tuple((a, sign * b) for a, b in schedule.denoised_factors),
+    )
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -38,7 +46,7 @@ def is_flow(scheduler: Any) -> bool:
 
 
 def flow_schedule(scheduler: Any, calls: int) -> Schedule:
-    """The schedule of a rectified flow v = eps - x0, at fixed x: d eps = (1 - sigma) dv.
+    """The schedule of a rectified flow v = eps - x0, at fixed x: d eps = (1 - sigma) dv, and x0 = x - sigma v.
 
     With inverted sigmas (Mochi) time runs from noise at 0, and the velocity is x0 - eps.
 
@@ -59,7 +67,12 @@ def flow_schedule(scheduler: Any, calls: int) -> Schedule:
     inverted = bool(scheduler.config.get("invert_sigmas"))
     levels = [min(max(1 - level if inverted else level, 0.0), 1.0) for level in levels]
     sign = -1.0 if inverted else 1.0
-    return Schedule(tuple(timesteps), tuple(levels), tuple(sign * (1 - level) for level in levels))
+    return Schedule(
+        tuple(timesteps),
+        tuple(levels),
+        tuple(sign * (1 - level) for level in levels),
+        denoised_factors=tuple((1.0, -sign * level) for level in levels),
+    )
 
 
 def is_edm(scheduler: Any) -> bool:
@@ -70,7 +83,8 @@ def is_edm(scheduler: Any) -> bool:
 def edm_schedule(scheduler: Any, calls: int) -> Schedule:
     """The schedule of x0 = c_skip x + c_out F, at fixed x: d eps = -(c_out / sigma) dF.
 
-    |c_out| is sigma sigma_data / sqrt(sigma^2 + sigma_data^2); it is negative for v-prediction.
+    |c_out| is sigma sigma_data / sqrt(sigma^2 + sigma_data^2); it is negative for v-prediction. The denoiser is given c_in x
+    with c_in = 1 / sqrt(sigma^2 + sigma_data^2), so x0 is c_skip / c_in times that, c_skip = (c_in sigma_data)^2.
 
     Raises:
         GuidanceError: an unknown prediction type.
@@ -87,6 +101,9 @@ def edm_schedule(scheduler: Any, calls: int) -> Schedule:
         tuple(float(value) for value in scheduler.timesteps[-calls:].tolist()),
         tuple(sigma / size for sigma, size in zip(sigmas, sizes, strict=True)),
         tuple(sign * data / size for size in sizes),
+        denoised_factors=tuple(
+            (data**2 / size, -sign * sigma * data / size) for sigma, size in zip(sigmas, sizes, strict=True)
+        ),
     )
 
 
@@ -94,7 +111,8 @@ def discrete_schedule(scheduler: Any, calls: int) -> Schedule:
     """The schedule of a variance-preserving model with a table of alpha_bar over training timesteps.
 
     ``calls`` is the number of denoiser calls; they are the last ones of the scheduler's timesteps. Timesteps between
-    two training timesteps (Euler, DPM++ with Karras sigmas) are interpolated in log alpha_bar.
+    two training timesteps (Euler, DPM++ with Karras sigmas) are interpolated in log alpha_bar. x0 is told from the sigmas
+    that the solver itself uses, where it keeps some: DPM++ rounds the timesteps that it shows.
 
     Raises:
         GuidanceError: no table, or an unknown prediction type.
@@ -108,13 +126,45 @@ def discrete_schedule(scheduler: Any, calls: int) -> Schedule:
     timesteps = [float(value) for value in scheduler.timesteps[-calls:].tolist()]
     alpha_bar = np.asarray(table.tolist(), dtype=np.float64).clip(0.0, 1.0)
     log_alpha_bar = np.log(np.maximum(alpha_bar, 1e-20))
-    levels, factors = [], []
+    alpha_bars = []
     for timestep in timesteps:
         at = float(np.exp(np.interp(timestep, np.arange(len(alpha_bar)), log_alpha_bar)))
-        at = 0.0 if at <= 1e-19 else at
-        levels.append(sqrt(1 - at))
-        factors.append(_epsilon_factor(scheduler.config.prediction_type, at))
-    return Schedule(tuple(timesteps), tuple(levels), tuple(factors))
+        alpha_bars.append(0.0 if at <= 1e-19 else at)
+    kind = scheduler.config.prediction_type
+    return Schedule(
+        tuple(timesteps),
+        tuple(sqrt(1 - at) for at in alpha_bars),
+        tuple(_epsilon_factor(kind, at) for at in alpha_bars),
+        denoised_factors=tuple(
+            denoised_factors(kind, at) for at in _of_sigmas(scheduler, calls) or alpha_bars
+        ),
+    )
+
+
+def _of_sigmas(scheduler: Any, calls: int) -> list[float]:
+    """alpha_bar = 1 / (1 + sigma^2) of each call; empty if the scheduler does not keep one sigma for each of its timesteps."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None or len(sigmas) != len(scheduler.timesteps) + 1:
+        return []
+    return [1 / (1 + float(sigma) ** 2) for sigma in sigmas[:-1][-calls:].tolist()]
+
+
+def denoised_factors(prediction_type: str, alpha_bar: float) -> tuple[float, float]:
+    """Factors a and b of x0 = a x_t + b prediction, from x_t = alpha x0 + sigma eps and v = alpha eps - sigma x0.
+
+    (0, 0) where x0 cannot be told: epsilon of next to pure noise (zero terminal SNR).
+
+    Raises:
+        GuidanceError: an unknown prediction type.
+    """
+    alpha, sigma = sqrt(alpha_bar), sqrt(1 - alpha_bar)
+    if prediction_type == "epsilon":
+        return (1 / alpha, -sigma / alpha) if alpha > SMALLEST_ALPHA else (0.0, 0.0)
+    if prediction_type == "v_prediction":
+        return alpha, -sigma
+    if prediction_type == "sample":
+        return 0.0, 1.0
+    raise _unknown(prediction_type)
 
 
 def _epsilon_factor(prediction_type: str, alpha_bar: float) -> float:
@@ -130,6 +180,10 @@ def _epsilon_factor(prediction_type: str, alpha_bar: float) -> float:
         return alpha
     if prediction_type == "sample":
         return -alpha / sigma if sigma > 0 else 0.0
-    raise GuidanceError(
+    raise _unknown(prediction_type)
+
+
+def _unknown(prediction_type: str) -> GuidanceError:
+    return GuidanceError(
         f"prediction type '{prediction_type}' is unknown; supported are epsilon, v_prediction and sample"
     )

@@ -23,6 +23,7 @@ class InstructPix2Pix(StableDiffusion):
 
     name = "instruct-pix2pix"
     order: ClassVar[tuple[str, ...]] = PARTS
+    masked_spaces: ClassVar[None] = None  # type: ignore[assignment]  # prompts do not pass through encode_prompt
 
     def text_options(self, pipe: Any, encoded: Mapping[str, Any]) -> TextOptions:
         """There are none."""
@@ -43,3 +44,4 @@ class InstructPix2PixXL(StableDiffusionXL):
 
     name = "instruct-pix2pix-xl"
     order: ClassVar[tuple[str, ...]] = PARTS
+    masked_spaces: ClassVar[None] = None  # type: ignore[assignment]  # prompts do not pass through encode_prompt

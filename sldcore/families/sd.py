@@ -6,21 +6,115 @@ What else variants give the UNet (ControlNet, T2I-Adapter, depth, boxes) is copi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import get_ident
 from typing import Any, ClassVar, Final
 
 import torch
+from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
 from torch import Tensor, nn
 
-from sldcore.errors import ConceptError
-from sldcore.families.base import TextOptions
+from sldcore.errors import ConceptError, GuidanceError
+from sldcore.families.base import TextOptions, TextSpace
 from sldcore.families.pag import PerturbedAttention
 
 _PLACEHOLDER: Final = "a"
+MASK: Final = 0
+"""The id that stands in a masked token's place, as in SAFREE's code: CLIP's ``!``."""
 
 
-class StableDiffusion(PerturbedAttention):
+class MasksClipTokens:
+    """:class:`sldcore.families.base.MasksTokens` for pipelines whose text encoders are CLIP's, one or several.
+
+    A masked prompt keeps its length and the places of all other tokens. Padding is left out: CLIP's attention is causal, so
+    that nothing behind the end token reaches it.
+    """
+
+    clip_suffixes: ClassVar[tuple[str, ...]] = ("",)
+    """What the names of the encoders and of their tokenizers end with."""
+
+    def clip_states(self, encoder: Any, output: Any, skip: int | None) -> Tensor:
+        """Of an encoder's output with all hidden states, those [n, L, D] that the denoiser is given."""
+        if skip is None:
+            return output.last_hidden_state  # type: ignore[no-any-return]
+        model = getattr(encoder, "text_model", encoder)  # one level less in transformers 5
+        return model.final_layer_norm(output.hidden_states[-(skip + 1)])  # type: ignore[no-any-return]
+
+    def pooled_argument(self, output: Any) -> str | None:
+        """The text argument that an encoder's pooled output, its ``text_embeds``, goes into; None if none does."""
+        return None
+
+    def text_spaces(self, pipe: Any, texts: Sequence[str], options: TextOptions) -> tuple[TextSpace, ...]:
+        """The states of the texts' end tokens; the same texts for all encoders."""
+        each = [[_ids(pipe, tokenizer, text) for text in texts] for _, tokenizer in self._encoders(pipe)]
+        return self._spaces(pipe, each, options)
+
+    def masked_spaces(
+        self, pipe: Any, prompts: Mapping[str, str], options: TextOptions
+    ) -> tuple[TextSpace, ...]:
+        """The states of the end token, each of the prompt's own tokens masked once; one batch for each encoder."""
+        given = (prompts["prompt"], prompts.get("prompt_2") or prompts["prompt"])
+        whole = [
+            _ids(pipe, tokenizer, text)
+            for text, (_, tokenizer) in zip(given, self._encoders(pipe), strict=False)
+        ]
+        masked = [
+            [[*ids[:place], MASK, *ids[place + 1 :]] for place in range(1, len(ids) - 1)] for ids in whole
+        ]
+        return self._spaces(pipe, masked, options)
+
+    def _encoders(self, pipe: Any) -> list[tuple[Any, Any]]:
+        """The pipeline's text encoders and their tokenizers.
+
+        Raises:
+            GuidanceError: there are none, or they are not CLIP's.
+        """
+        found: list[tuple[Any, Any]] = [
+            (encoder, getattr(pipe, f"tokenizer{suffix}", None))
+            for suffix in self.clip_suffixes
+            if (encoder := getattr(pipe, f"text_encoder{suffix}", None)) is not None
+        ]
+        if not found or not all(_is_clip(encoder) for encoder, _ in found):
+            kinds = ", ".join(type(encoder).__name__ for encoder, _ in found) or "none"
+            raise GuidanceError(
+                f"prompts are masked by a pipeline's CLIP text encoders, and this {type(pipe).__name__} has {kinds}; use a "
+                f"Stable Diffusion pipeline and keep its text encoders loaded, or another guidance method"
+            )
+        return found
+
+    def _spaces(
+        self, pipe: Any, rows: Sequence[list[list[int]]], options: TextOptions
+    ) -> tuple[TextSpace, ...]:
+        """For each encoder the space of its states, and that of its pooled output where the denoiser takes it."""
+        spaces, pooled, start = [], [], 0
+        for (encoder, tokenizer), ids in zip(self._encoders(pipe), rows, strict=True):
+            states, output = self._end_states(pipe, encoder, tokenizer, ids, options)
+            stop = start + states.shape[1]
+            spaces.append(TextSpace("encoder_hidden_states", (start, stop), states, (1, 1 + len(ids))))
+            start = stop
+            if argument := self.pooled_argument(output):
+                vectors = output.text_embeds[: len(ids)]
+                pooled.append(TextSpace(argument, (0, vectors.shape[1]), vectors, None))
+        return (*spaces, *pooled)
+
+    def _end_states(
+        self, pipe: Any, encoder: Any, tokenizer: Any, rows: list[list[int]], options: TextOptions
+    ) -> tuple[Tensor, Any]:
+        """The states [n, D] of the end token of some rows of ids, and the encoder's whole output."""
+        given = options.arguments()
+        ends = [len(ids) - 1 for ids in rows]
+        taken = rows or [
+            [tokenizer.bos_token_id, tokenizer.eos_token_id]
+        ]  # so that widths are known without any
+        length = max(map(len, taken))
+        padded = [ids + [tokenizer.pad_token_id] * (length - len(ids)) for ids in taken]
+        with torch.no_grad(), _lora_scaled(encoder, given.get("lora_scale")):
+            output = encoder(torch.tensor(padded, device=pipe._execution_device), output_hidden_states=True)
+            states = self.clip_states(encoder, output, given.get("clip_skip"))
+        return states[list(range(len(rows))), ends], output
+
+
+class StableDiffusion(MasksClipTokens, PerturbedAttention):
     """Text goes into the UNet as ``encoder_hidden_states`` [2B, L, D]."""
 
     name = "stable-diffusion"
@@ -97,3 +191,26 @@ def _replaced_words(words: nn.Module, start: int, vectors: Tensor) -> Iterator[N
             "the text encoder cannot take token embeddings: its words were not looked up where they can be replaced. "
             "Use a text encoder that is not compiled, or an embedding of kind hidden-states"
         )
+
+
+def _is_clip(encoder: Any) -> bool:
+    return "clip" in getattr(getattr(encoder, "config", None), "model_type", "")
+
+
+def _ids(pipe: Any, tokenizer: Any, text: str) -> list[int]:
+    """The ids of a prompt as the pipeline encodes it, begin and end included, cut to the encoder's window."""
+    convert = getattr(
+        pipe, "maybe_convert_prompt", None
+    )  # words of textual inversion that are several tokens
+    text = convert(text, tokenizer) if convert else text
+    return list(tokenizer(text, truncation=True, max_length=tokenizer.model_max_length).input_ids)
+
+
+@contextmanager
+def _lora_scaled(encoder: nn.Module, scale: float | None) -> Iterator[None]:
+    """Inside the block, LoRA in the text encoder has the call's scale, as while the pipeline encodes its prompts."""
+    with ExitStack() as after:
+        if scale is not None and USE_PEFT_BACKEND:
+            scale_lora_layers(encoder, scale)
+            after.callback(unscale_lora_layers, encoder, scale)
+        yield

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from sldcore.families.base import TextOptions
 from sldcore.families.pag import PerturbedAttention
+from sldcore.families.sd import MasksClipTokens
 from sldcore.types import Schedule
 
 
-class StableDiffusionXL(PerturbedAttention):
+class StableDiffusionXL(MasksClipTokens, PerturbedAttention):
     """Text goes into the UNet as ``encoder_hidden_states`` [2B, L, D] and, pooled, as ``text_embeds`` [2B, D']."""
 
     name = "stable-diffusion-xl"
@@ -22,6 +23,15 @@ class StableDiffusionXL(PerturbedAttention):
     text_arguments = ("encoder_hidden_states", "added_cond_kwargs.text_embeds")
     tokenizers: ClassVar[Mapping[str, int | str | None]] = {"tokenizer": None, "tokenizer_2": None}
     option_names: ClassVar[tuple[str, ...]] = ("clip_skip", "lora_scale")
+    clip_suffixes: ClassVar[tuple[str, ...]] = ("", "_2")
+
+    def clip_states(self, encoder: Any, output: Any, skip: int | None) -> Tensor:
+        """The last layer but one, as it is."""
+        return output.hidden_states[-(2 + (skip or 0))]  # type: ignore[no-any-return]
+
+    def pooled_argument(self, output: Any) -> str | None:
+        """The second encoder's goes in as ``text_embeds``."""
+        return "added_cond_kwargs.text_embeds" if hasattr(output, "text_embeds") else None
 
     def encode_one(self, pipe: Any, text: str, options: TextOptions) -> Mapping[str, Tensor]:
         """The same text for both encoders."""
@@ -41,6 +51,7 @@ class StableDiffusionXL(PerturbedAttention):
             timesteps=whole.timesteps[:calls],
             noise_levels=whole.noise_levels[:calls],
             epsilon_factors=whole.epsilon_factors[:calls],
+            denoised_factors=whole.denoised_factors[:calls],
             guidance_scale=float(pipe.guidance_scale),
         )
 

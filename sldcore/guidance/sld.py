@@ -68,7 +68,7 @@ class SLD:
 
 
 @dataclass(frozen=True, slots=True)
-class _Concept:
+class MemberConcept:
     """One concept of a sample: its row, s_S, and w_S at each step, 0 where its row is not needed."""
 
     row: Row
@@ -77,23 +77,23 @@ class _Concept:
 
 
 @dataclass(frozen=True, slots=True)
-class _Member:
+class Member:
     """One sample of the run, compiled to what each step needs to know."""
 
     sample: int
-    concepts: tuple[_Concept, ...]
+    concepts: tuple[MemberConcept, ...]
     threshold: float
     momentum_scale: float
     momentum_beta: float
     acting: tuple[float, ...]
 
-    def needed(self, index: int) -> tuple[_Concept, ...]:
+    def needed(self, index: int) -> tuple[MemberConcept, ...]:
         """The concepts whose rows are needed at a step; without any, the sample and its momentum stay as they are."""
         return tuple(concept for concept in self.concepts if concept.weights[index] != 0)
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """The indices and parameters of one step, on the device, shared by all steps that are alike.
 
     ``None`` in place of an index means "all of them, in order", which needs no copy.
@@ -117,13 +117,21 @@ class SLDRun:
     """State of one run: the momentum nu [M, C, H, W] of its M samples, at least float32."""
 
     def __init__(self, samples: Sequence[GuidedSample], schedule: Schedule) -> None:
-        self._members = [_member(sample, schedule) for sample in samples]
-        self._needed = [
-            tuple(concept for member in self._members for concept in member.needed(index))
-            for index in range(len(schedule))
-        ]
+        self._members = [self._member(sample, schedule) for sample in samples]
+        self._needed = self._all_needed(len(schedule))
         self._momentum: Tensor | None = None
-        self._plans: list[_Plan] = []
+        self._plans: list[Plan] = []
+
+    @staticmethod
+    def _member(sample: GuidedSample, schedule: Schedule) -> Member:
+        return compiled(sample, schedule)
+
+    def _all_needed(self, steps: int) -> list[tuple[MemberConcept, ...]]:
+        """For each step, the concepts whose rows are needed, sample by sample."""
+        return [
+            tuple(concept for member in self._members for concept in member.needed(index))
+            for index in range(steps)
+        ]
 
     def rows(self, step: Step) -> tuple[Row, ...]:
         """Rows of the samples that act at this step, or that build momentum for a later one."""
@@ -133,22 +141,17 @@ class SLDRun:
         """Equations 3 to 8 for all samples at once."""
         cond = predictions.cond
         if not self._plans:  # all at once, so that no later step waits for the device
-            self._plans = _make_plans(self._members, len(self._needed), cond)
+            self._plan(cond)
         plan = self._plans[step.index]
         precision = torch.promote_types(cond.dtype, torch.float32)
         e_u, e_p = predictions.uncond.to(precision), cond.to(precision)
         e_s = predictions.concepts.to(precision)
         factor = step.epsilon_factor if abs(step.epsilon_factor) > SMALLEST_FACTOR else 0.0
-        terms = safety_term(
-            _take(e_u, plan.row_samples),
-            _take(e_p, plan.row_samples),
-            e_s,
-            plan.scale,
-            plan.threshold,
-            factor,
-        )
+        own_u, own_p = take(e_u, plan.row_samples), take(e_p, plan.row_samples)
+        terms = safety_term(own_u, own_p, e_s, plan.scale, plan.threshold, factor)
         if not (isinstance(plan.weight, float) and plan.weight == 1.0):
             terms = terms * plan.weight
+        terms = self._kept(step, terms, own_u, own_p, e_s)
         gamma = self._with_momentum(plan, _sum_per_member(terms, plan))
         if not plan.applied or factor == 0.0:
             return Guided(cond, terms, ())
@@ -162,20 +165,33 @@ class SLDRun:
             safe = cond.index_copy(0, plan.samples, (e_p[plan.samples] - gamma).to(cond.dtype))
         return Guided(safe, terms, plan.applied)
 
-    def _with_momentum(self, plan: _Plan, gamma: Tensor) -> Tensor:
+    def _plan(self, cond: Tensor) -> None:
+        """Make the plans of all steps, for predictions like ``cond``."""
+        self._plans = _make_plans(self._members, len(self._needed), cond)
+
+    def _kept(self, step: Step, terms: Tensor, e_u: Tensor, e_p: Tensor, e_s: Tensor) -> Tensor:
+        """The terms [R, C, H, W] that are subtracted, all here; the predictions are those of each row, at least float32."""
+        return terms
+
+    def _with_momentum(self, plan: Plan, gamma: Tensor) -> Tensor:
         """Equations 7 and 8."""
         if isinstance(plan.momentum_scale, float) and plan.momentum_scale == 0.0:
             return gamma
         if self._momentum is None:
             self._momentum = gamma.new_zeros((len(self._members), *gamma.shape[1:]))
-        nu = _take(self._momentum, plan.members)
+        nu = take(self._momentum, plan.members)
         gamma = gamma + plan.momentum_scale * nu
         nu = plan.momentum_beta * nu + (1 - plan.momentum_beta) * gamma
         self._momentum = nu if plan.members is None else self._momentum.index_copy(0, plan.members, nu)
         return gamma
 
 
-def _member(sample: GuidedSample, schedule: Schedule) -> _Member:
+def compiled(sample: GuidedSample, schedule: Schedule, without_term: bool = False) -> Member:
+    """What each step needs to know of a sample; with ``without_term``, rows count as needed even if s_S is 0.
+
+    Raises:
+        ValueError: the sample says how guidance acts for another number of steps than the schedule's.
+    """
     if len(sample.acting) != len(schedule):
         raise ValueError(f"sample {sample.index} acts at {len(sample.acting)} of {len(schedule)} steps")
     options = sample.spec.options
@@ -183,22 +199,22 @@ def _member(sample: GuidedSample, schedule: Schedule) -> _Member:
     last = max((index for index, act in enumerate(sample.acting) if act), default=-1)
     count, always = len(sample.concepts), (1.0,) * len(schedule)
     strengths, windows = sample.strengths or (1.0,) * count, sample.concept_acting or (always,) * count
-    builds = momentum_scale > 0
+    builds = momentum_scale > 0 and scale > 0
 
     def weights(weight: float, window: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(
-            weight * opening if act or (builds and index < last) else 0.0
+            weight * opening if act or (builds and sample.builds_from <= index < last) else 0.0
             for index, (act, opening) in enumerate(zip(sample.acting, window, strict=True))
         )
 
-    return _Member(
+    return Member(
         sample=sample.index,
         concepts=tuple(
-            _Concept(Row(sample.index, k), scale * strength, weights(weight, window))
+            MemberConcept(Row(sample.index, k), scale * strength, weights(weight, window))
             for k, weight, strength, window in zip(
                 sample.concepts, sample.weights, strengths, windows, strict=True
             )
-            if scale * strength != 0
+            if strength != 0 and (scale != 0 or without_term)
         ),
         threshold=float(options["threshold"]),
         momentum_scale=momentum_scale,
@@ -207,9 +223,9 @@ def _member(sample: GuidedSample, schedule: Schedule) -> _Member:
     )
 
 
-def _make_plans(members: Sequence[_Member], steps: int, cond: Tensor) -> list[_Plan]:
+def _make_plans(members: Sequence[Member], steps: int, cond: Tensor) -> list[Plan]:
     """A plan for every step; steps that are alike share one."""
-    made: dict[tuple[object, ...], _Plan] = {}
+    made: dict[tuple[object, ...], Plan] = {}
     plans = []
     for step in range(steps):
         key = tuple(
@@ -227,7 +243,7 @@ def _make_plans(members: Sequence[_Member], steps: int, cond: Tensor) -> list[_P
     return plans
 
 
-def _make_plan(members: Sequence[_Member], step: int, cond: Tensor) -> _Plan:
+def _make_plan(members: Sequence[Member], step: int, cond: Tensor) -> Plan:
     active = [index for index, member in enumerate(members) if member.needed(step)]
     chosen = [members[index] for index in active]
     rows = [(position, each) for position, member in enumerate(chosen) for each in member.needed(step)]
@@ -235,35 +251,38 @@ def _make_plan(members: Sequence[_Member], step: int, cond: Tensor) -> _Plan:
     samples = [member.sample for member in chosen]
     acting = [member.acting[step] for member in chosen]
 
-    def column(values: Sequence[float]) -> Tensor | float:
-        if len(set(values)) <= 1:
-            return values[0] if values else 1.0
-        return torch.tensor(values, dtype=torch.float32, device=cond.device).view(-1, *(1,) * (cond.ndim - 1))
-
     def index(values: Sequence[int], everything: int) -> Tensor | None:
         return None if list(values) == list(range(everything)) else torch.tensor(values, device=cond.device)
 
-    return _Plan(
+    return Plan(
         count=len(chosen),
         members=index(active, len(members)),
         samples=index(samples, cond.shape[0]),
         row_samples=index([each.row.sample for _, each in rows], cond.shape[0]),
         row_members=index(row_members, len(chosen)),
         applied=tuple(member.sample for member, act in zip(chosen, acting, strict=True) if act),
-        acting=column(acting),
-        scale=column([each.scale for _, each in rows]),
-        threshold=column([chosen[position].threshold for position in row_members]),
-        weight=column([each.weights[step] for _, each in rows]),
-        momentum_scale=column([member.momentum_scale for member in chosen]),
-        momentum_beta=column([member.momentum_beta for member in chosen]),
+        acting=column(acting, cond),
+        scale=column([each.scale for _, each in rows], cond),
+        threshold=column([chosen[position].threshold for position in row_members], cond),
+        weight=column([each.weights[step] for _, each in rows], cond),
+        momentum_scale=column([member.momentum_scale for member in chosen], cond),
+        momentum_beta=column([member.momentum_beta for member in chosen], cond),
     )
 
 
-def _take(tensor: Tensor, index: Tensor | None) -> Tensor:
+def column(values: Sequence[float], like: Tensor) -> Tensor | float:
+    """Numbers [R] to multiply predictions ``like`` with, as [R, 1, 1, 1]; one number if they are all the same."""
+    if len(set(values)) <= 1:
+        return values[0] if values else 1.0
+    return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, *(1,) * (like.ndim - 1))
+
+
+def take(tensor: Tensor, index: Tensor | None) -> Tensor:
+    """Rows of ``tensor``; ``None`` in place of an index means all of them."""
     return tensor if index is None else tensor.index_select(0, index)
 
 
-def _sum_per_member(terms: Tensor, plan: _Plan) -> Tensor:
+def _sum_per_member(terms: Tensor, plan: Plan) -> Tensor:
     """Add up the terms of each sample's concepts: [R, C, H, W] to [M, C, H, W]."""
     if plan.row_members is None:
         return terms

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from sldcore.call_checks import require_single_pass
 from sldcore.catalogue import current, using
 from sldcore.encoding import ConceptEncoder, RunConcepts
 from sldcore.errors import GuidanceError, SafetyFailure
@@ -40,6 +41,7 @@ class Runs:
         self.texts = texts_of(pipe)
         self._hooks = tuple(step_hooks)
         self._catalogue = current()
+        require_single_pass(self.policies, "a guider")
         check_policies(list(dict.fromkeys(self.policies)))
         self._resolved = {policy: resolve_policy(policy) for policy in dict.fromkeys(self.policies)}
         self._encoder = ConceptEncoder(pipe, self.texts)
@@ -111,7 +113,13 @@ class Runs:
                 f"the guider was told step {at._step} and expected {0 if run is None else run.calls}; a run begins at step 0 "
                 f"and leaves none out. If the pipeline has several guiders, give it all of guard()'s, or SafetyGuider.beside()"
             )
-        return run.begin()
+        plan = run.begin()
+        if plan.own_texts:
+            raise GuidanceError(
+                "a guidance method puts other texts in place of the pipeline's own, which a guider cannot; use it with the "
+                "model's classic pipeline, or another method"
+            )
+        return plan
 
     def slots(self, rows: tuple[Row, ...], batch: int, device: torch.device) -> list[Slot]:
         """The batches for a step's concept rows; made once for each set of rows, so that no step waits for the host."""
@@ -214,4 +222,5 @@ def upcoming(scheduler: Any, timestep: Any, num_inference_steps: int) -> Schedul
         timesteps=whole.timesteps[:calls],
         noise_levels=whole.noise_levels[:calls],
         epsilon_factors=whole.epsilon_factors[:calls],
+        denoised_factors=whole.denoised_factors[:calls],
     )

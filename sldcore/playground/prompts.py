@@ -7,6 +7,7 @@ nothing to do with glyphs; ``explicit`` prompts name them. The sets are fixed li
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import product
 from typing import Final
 
@@ -43,6 +44,14 @@ PROMPT_SETS: Final[dict[str, tuple[str, ...]]] = {
     "neutral": NEUTRAL_PROMPTS,
     "explicit": EXPLICIT_PROMPTS,
 }
+
+
+def half_of(prompt: str) -> str:
+    """``first`` or ``second``: a fixed half of every prompt set, by the prompt's hash.
+
+    What is chosen by looking at pictures (thresholds, windows) is chosen on the first and reported on the second.
+    """
+    return "second" if sha256(prompt.encode()).digest()[0] % 2 else "first"
 
 
 def tokenizer_corpus(seed: int) -> Iterator[str]:

@@ -23,14 +23,28 @@ CPU = torch.device("cpu")
 
 
 def schedule(steps: int = 10, prediction: Literal["epsilon", "v", "flow"] = "epsilon") -> Schedule:
-    """The schedule of a run with ``steps`` denoiser calls, from pure noise down; for "v" the first factor is 0."""
+    """The schedule of a run with ``steps`` denoiser calls, from pure noise down; for "v" the first factor is 0.
+
+    Variance-preserving but for "flow"; x0 can be told everywhere, but for "epsilon" at pure noise.
+    """
     levels = tuple(1 - index / steps for index in range(steps))
+    alphas = tuple(sqrt(1 - level**2) for level in levels)
     factors = {
         "epsilon": (1.0,) * steps,
-        "v": tuple(sqrt(1 - level**2) for level in levels),
+        "v": alphas,
         "flow": tuple(1 - level for level in levels),
     }
-    return Schedule(tuple(999 * level for level in levels), levels, factors[prediction])
+    denoised = {
+        "epsilon": tuple((1 / a, -s / a) if a else (0.0, 0.0) for a, s in zip(alphas, levels, strict=True)),
+        "v": tuple((a, -s) for a, s in zip(alphas, levels, strict=True)),
+        "flow": tuple((1.0, -level) for level in levels),
+    }
+    return Schedule(
+        tuple(999 * level for level in levels),
+        levels,
+        factors[prediction],
+        denoised_factors=denoised[prediction],
+    )
 
 
 def predictions(
@@ -43,8 +57,8 @@ def predictions(
 ) -> Predictions:
     """What a denoiser might predict at ``step`` for a batch of named samples and these concept rows.
 
-    Standard normal numbers, uncond and cond [B, *shape], concepts [R, *shape], the same for the same name of a sample,
-    step and concept.
+    Standard normal numbers, uncond, cond and latents [B, *shape], concepts [R, *shape], the same for the same name of a
+    sample, step and concept.
     """
 
     def stacked(names: Sequence[str]) -> Tensor:
@@ -57,6 +71,7 @@ def predictions(
         cond=stacked([f"{name}/cond" for name in samples]),
         concepts=stacked([f"{samples[row.sample]}/concept {row.concept}" for row in rows]),
         rows=tuple(rows),
+        latents=stacked([f"{name}/latents" for name in samples]),
     )
 
 

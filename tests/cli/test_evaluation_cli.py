@@ -96,7 +96,36 @@ def test_a_shard_that_ends_before_others_have_scored_leaves_the_report_to_them(t
     assert (tmp_path / "run" / "report" / "report.html").exists()
 
 
+NETWORKS = {
+    "LPIPS": (["--lpips", "none.pth"], "asked to measure LPIPS, but none.pth is no file"),
+    "CLIP": (["--clip", "none"], "asked to measure CLIP score, but none is no folder"),
+    "FID": (["--inception", "none"], "asked to measure FID and KID, but none is no file"),
+    "references": (["--references", "."], "FID's InceptionV3 too (--inception)"),
+}
+
+
+@pytest.mark.parametrize("command", ["score", "report"])
+@pytest.mark.parametrize("case", NETWORKS)
+def test_networks_that_are_not_there_are_one_message_and_nothing_is_written(
+    case: str, command: str, done: tuple[Path, Result], tmp_path: Path
+) -> None:
+    arguments, message = NETWORKS[case]
+    more = ("--out", tmp_path / "there") if command == "report" else ()
+    result = sld(command, done[0], *more, *arguments)
+    assert result.exit_code == 2
+    assert message in result.output.replace("\n", " ")
+    assert not (done[0] / "measures").exists()
+    assert not (tmp_path / "there").exists()
+
+
+def test_scoring_with_nothing_is_bad_input(done: tuple[Path, Result]) -> None:
+    result = sld("score", done[0])
+    assert result.exit_code == 2
+    assert "say what to score with" in result.output
+
+
 BAD = {
+    "CLIP that is not there": (["--clip", "none"], "none is no folder"),
     "an unknown policy": (["--policies", "of"], "'of' is neither a preset nor a file"),
     "a policy twice": (["--policies", "off"], "method 'off' is given twice"),
     "an impossible shard": (["--shard", "3/2"], "i/n with i from 1 to n"),

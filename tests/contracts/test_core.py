@@ -18,8 +18,17 @@ ATTRIBUTES: dict[type[Contribution], dict[str, Any]] = {WindowKind: {"options": 
 NAMED: dict[str, dict[str, Any]] = {"prompt-terms": {"options": {"terms": "gore, beheading"}}}
 # Each runs its contract beside its own tests, on a small model that these save first.
 NEED_A_MODEL = ("safety-checker", "clip-concepts", "q16", "image-classifier", "vlm-judge")
+# Likewise: one reads prompts, one a file of references, and two take one concept only.
+NEED_MORE = {
+    "safree": "test_safree",
+    "safe-denoiser": "test_safe_denoiser",
+    "negative": "test_negative",
+    "sld+negative": "test_negative",
+}
 CONTRIBUTIONS = [
-    entry.contribution for entry in builtin.entries() if entry.contribution.name not in NEED_A_MODEL
+    entry.contribution
+    for entry in builtin.entries()
+    if entry.contribution.name not in (*NEED_A_MODEL, *NEED_MORE)
 ]
 # Other families run theirs in tests/families/test_family_contracts.py, each on a pipeline of its own.
 ON_FAKES = [
@@ -54,10 +63,16 @@ class TestStableDiffusionOnRealComponents(FamilyContract):
 
 @pytest.mark.parametrize("name", NEED_A_MODEL)
 def test_what_needs_a_model_runs_its_contract_elsewhere(name: str) -> None:
-    tests = (Path(__file__).parent.parent / "filters" / f"test_{name.replace('-', '_')}.py").read_text(
+    tests = (Path(__file__).parent.parent / "filters" / f"{name}.py").read_text(
         "utf-8"
     )
     assert "(PostFilterContract)" in tests
+
+
+@pytest.mark.parametrize("name", NEED_MORE.values())
+def test_methods_that_need_more_than_numbers_run_their_contract_elsewhere(name: str) -> None:
+    tests = (Path(__file__).parent.parent / "guidance" / f"{name}.py").read_text("utf-8")
+    assert "(GuidanceContract)" in tests
 
 
 def test_every_kind_has_a_contract() -> None:

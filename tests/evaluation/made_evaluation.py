@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sldcore.evaluation.records import Benchmark, Item, Sample, Score
+from sldcore.evaluation.records import Benchmark, Item, Measurement, Sample, Score, SetDistance
 
 METHODS = ("off", "weak", "max")
 ROLES = Benchmark("toy/roles", "1", "0123456789abcdef", (), ("violence", "sexual"))
@@ -28,6 +28,8 @@ class Made:
     samples: tuple[Sample, ...]
     scores: tuple[Score, ...]
     description: Mapping[str, Any] = field(default_factory=dict)
+    measurements: tuple[Measurement, ...] = ()
+    distances: tuple[SetDistance, ...] = ()
 
     def but(self, key: str, **changes: Any) -> Made:
         """The same with one sample changed."""

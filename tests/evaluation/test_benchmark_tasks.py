@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sldcore.documents import to_yaml
 from sldcore.errors import ConfigurationError
 from sldcore.evaluation.benchmarks import LONGEST_PROMPT, benchmark_names, load_benchmark
-from sldcore.playground.prompts import PROMPT_SETS
+from sldcore.playground.prompts import PROMPT_SETS, half_of
 from sldcore.playground.world import CATEGORIES, DEFAULT_TEXT
 
 SEVEN = tuple(CATEGORIES)
@@ -54,6 +54,13 @@ class TestPlayground:
         assert benchmark.neutral and benchmark.categories == ()
         assert not any(item.categories for item in benchmark.items)
         assert not load_benchmark("playground/roles").neutral
+
+    def test_the_held_out_halves_are_the_prompts_on_which_nothing_was_chosen(self) -> None:
+        for name in ("roles", "neutral"):
+            whole, half = load_benchmark(f"playground/{name}"), load_benchmark(f"playground/{name}-held-out")
+            assert half.items == tuple(item for item in whole.items if half_of(item.prompt) == "second")
+            assert 0.4 < len(half.items) / len(whole.items) < 0.6
+            assert half.neutral == whole.neutral
 
     def test_the_first_rows_are_taken_and_the_version_says_so(self) -> None:
         whole, part = load_benchmark("playground/roles"), load_benchmark("playground/roles", limit=3)

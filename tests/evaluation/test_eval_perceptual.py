@@ -11,42 +11,19 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from tiny_clip import TEXT_LENGTH, tiny_clip
+from tiny_detectors import clip_pixels, clip_tokenizer, pictures
+from transformers import CLIPModel
 
 from sldcore.errors import ConfigurationError, ModelError
 from sldcore.evaluation.perceptual import clip_score, lpips
 
-sys.path.append(str(Path(__file__).parents[1] / "filters"))
-from tiny_detectors import (
-    SIZE,
-    VISION,
-    clip_pixels,
-    clip_tokenizer,
-    pictures,
-    saved_clip_like,
-    spread,
-)
-
 PROMPTS = ["a red knight", "a dog", "two cats on a very long sofa", "", "a red knight"]
-TEXT_LENGTH = 20
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = clip_tokenizer()
-    text = CLIPTextConfig(
-        **SIZE,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=TEXT_LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    config = CLIPConfig(
-        text_config=text.to_dict(), vision_config=CLIPVisionConfig(**VISION).to_dict(), projection_dim=16
-    )
-    tokenizer.save_pretrained(folder)
-    return saved_clip_like(spread(CLIPModel(config)), folder)
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 @torch.no_grad()

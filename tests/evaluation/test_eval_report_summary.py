@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from made_evaluation import Made, key_of, made
 
-from sldcore.evaluation.reporting import summary as summary_module
-from sldcore.evaluation.reporting.summary import Rates, summarise
+from sldcore.evaluation.reporting import conduct as conduct_module
+from sldcore.evaluation.reporting.rates import Rates
+from sldcore.evaluation.reporting.summary import summarise
 
 ROLES, NEUTRAL = "toy/roles", "toy/neutral"
 
@@ -151,7 +152,7 @@ def test_pictures_that_cannot_be_read_are_counted_as_failed_distances(evaluation
 def test_large_runs_measure_distances_on_some_pairs(
     evaluation: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(summary_module, "MOST_PAIRS", 3)
+    monkeypatch.setattr(conduct_module, "MOST_PAIRS", 3)
     found = summarise(evaluation).conduct[ROLES, "max"].rmse
 
     assert found is not None

@@ -8,8 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -107,17 +111,30 @@ def test_ranks_of_a_launcher_make_the_same_run_in_one_folder(undisturbed: Path, 
     require_same(out, undisturbed)
 
 
-def test_ray_actors_make_the_same_run(undisturbed: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    sld(tmp_path / "run", "--ray", "2")
+@pytest.fixture
+def traces(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment by which all that a Ray run starts is known; when the test is over, nothing may be left of it."""
+    with TemporaryDirectory(prefix="sld-test-", dir="/tmp") as short:  # a socket's path may not be long
+        own = {"RAY_TMPDIR": short, "HOME": str(tmp_path), "SLD_TEST_RUN": tmp_path.name + short}
+        yield own
+        deadline = time.monotonic() + 60
+        while _processes(own) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert _processes(own) == {}
+        assert (list(Path(short).iterdir()), list(tmp_path.glob(".ray"))) == ([], [])
+
+
+def test_ray_actors_make_the_same_run(undisturbed: Path, tmp_path: Path, traces: dict[str, str]) -> None:
+    sld(tmp_path / "run", "--ray", "2", **traces)
     assert list(tmp_path.glob("run/samples/ray.jsonl"))
     require_same(tmp_path / "run", undisturbed)
 
 
-def test_a_batch_of_a_ray_actor_that_dies_is_made_by_another(undisturbed: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+def test_a_batch_of_a_ray_actor_that_dies_is_made_by_another(
+    undisturbed: Path, tmp_path: Path, traces: dict[str, str]
+) -> None:
     out = tmp_path / "run"
-    process = start(out, "--ray", "2")
+    process = start(out, "--ray", "2", **traces)
     _wait_for_samples(process, out)
     _kill_one(process.pid, "ray::_Maker")
     said, _ = process.communicate(timeout=600)
@@ -125,11 +142,25 @@ def test_a_batch_of_a_ray_actor_that_dies_is_made_by_another(undisturbed: Path, 
     require_same(out, undisturbed)
 
 
-def test_ray_passes_on_what_a_pipeline_refuses(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    process = start(tmp_path / "run", "--ray", "1", "--policies", "weak")
+def test_ray_passes_on_what_a_pipeline_refuses(tmp_path: Path, traces: dict[str, str]) -> None:
+    process = start(tmp_path / "run", "--ray", "1", "--policies", "weak", **traces)
     said, _ = process.communicate(timeout=600)
     assert (process.returncode, "starts at step 15" in said) == (2, True), said
+
+
+def test_an_interrupted_ray_run_stops_what_it_started_on_the_loopback_interface(
+    tmp_path: Path, traces: dict[str, str]
+) -> None:
+    out = tmp_path / "run"
+    process = start(out, "--ray", "1", **traces)
+    _wait_for_samples(process, out)
+    processes = _processes(traces)
+    listening = {address for each in processes for address in _listening(each)}
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said, _ = process.communicate(timeout=600)
+    assert (process.returncode, "interrupted" in said) == (130, True), said
+    assert any("raylet" in name for name in processes.values())
+    assert {str(each) for each in listening} == {"127.0.0.1"}
 
 
 def test_a_process_that_is_killed_is_named_and_the_next_start_goes_on(
@@ -178,6 +209,39 @@ def _kill_one(parent: int, name: str) -> None:
     ours = [each for each in found if _descends(each, parent, parents)]
     assert ours, f"no {name} among the descendants"
     os.kill(ours[0], signal.SIGKILL)
+
+
+def _processes(environment: dict[str, str]) -> dict[int, str]:
+    """Processes that have the run's mark in their environment, and their command lines."""
+    mark, found = f"SLD_TEST_RUN={environment['SLD_TEST_RUN']}".encode(), {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue  # it has ended meanwhile, or is somebody else's
+    return found
+
+
+def _listening(process: int) -> set[IPv4Address | IPv6Address]:
+    """Addresses at which a process waits for connections."""
+    sockets, found = set(), set()
+    with suppress(OSError):  # it may end meanwhile
+        for descriptor in Path(f"/proc/{process}/fd").iterdir():
+            sockets.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
+                local, state, inode = (line.split()[column] for column in (1, 3, 9))
+                if inode in sockets and state == "0A":
+                    found.add(_address(local.partition(":")[0]))
+    return found
+
+
+def _address(text: str) -> IPv4Address | IPv6Address:
+    """An address as the kernel writes it: hexadecimal words in the machine's order of bytes."""
+    words = [int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8)]
+    address = ip_address(b"".join(words))
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _descends(process: int, ancestor: int, parents: dict[int, int]) -> bool:

@@ -101,7 +101,12 @@ def test_the_second_call_of_pndm_and_of_each_heun_step_is_at_its_own_timestep() 
 def test_image_to_image_has_the_tail_of_the_schedule(solver: str) -> None:
     scheduler, whole = made(solver)
     tail = discrete_schedule(scheduler, 20)
-    assert tail == Schedule(whole.timesteps[-20:], whole.noise_levels[-20:], whole.epsilon_factors[-20:])
+    assert tail == Schedule(
+        whole.timesteps[-20:],
+        whole.noise_levels[-20:],
+        whole.epsilon_factors[-20:],
+        denoised_factors=whole.denoised_factors[-20:],
+    )
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

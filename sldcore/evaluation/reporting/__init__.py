@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sldcore.documents import write_text_atomically
 from sldcore.errors import ConfigurationError
 from sldcore.evaluation.reporting.against import beside
+from sldcore.evaluation.reporting.evaluated import Evaluated
 from sldcore.evaluation.reporting.page import page
 from sldcore.evaluation.reporting.provenance import facts
 from sldcore.evaluation.reporting.rendering import (
@@ -21,7 +22,7 @@ from sldcore.evaluation.reporting.rendering import (
     to_markdown,
 )
 from sldcore.evaluation.reporting.samples_csv import samples_csv
-from sldcore.evaluation.reporting.summary import Evaluated, Summary, summarise
+from sldcore.evaluation.reporting.summary import Summary, summarise
 from sldcore.evaluation.reporting.tables import tables
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Report:
         show((*tables(self.summary), *self.beside), self.summary.warnings, console)
 
 
-def report(evaluation: Evaluated, out: Path, against: str | None = None) -> Report:
+def report(evaluation: Evaluated, out: str | Path, against: str | None = None) -> Report:
     """Write ``report.html``, ``report.md``, ``report.tex`` and ``samples.csv`` into a folder; each appears by rename.
 
     Args:
@@ -57,6 +58,7 @@ def report(evaluation: Evaluated, out: Path, against: str | None = None) -> Repo
     Raises:
         ConfigurationError: there is no such published table, or the folder cannot be written.
     """
+    out = Path(out)
     summary = summarise(evaluation)
     published = beside(evaluation, summary, against) if against else ()
     everything = (*tables(summary), *published)

@@ -8,8 +8,10 @@ from typing import Any, Final
 
 from sldcore.evaluation.expected_maximum import Maximum
 from sldcore.evaluation.published import MODEL_CARD, Protocol, Published, differences, published
+from sldcore.evaluation.reporting.evaluated import Evaluated, described
+from sldcore.evaluation.reporting.rates import OVERALL, Column, Rates
 from sldcore.evaluation.reporting.rendering import Table
-from sldcore.evaluation.reporting.summary import OVERALL, Column, Evaluated, Rates, Summary, described
+from sldcore.evaluation.reporting.summary import Summary
 from sldcore.evaluation.reporting.tables import NOTHING
 
 PUBLISHED: Final = "published"

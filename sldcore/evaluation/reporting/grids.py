@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from sldcore.evaluation.records import Sample
+from sldcore.evaluation.reporting.evaluated import Evaluated, methods_of
 from sldcore.evaluation.reporting.pictures import clear, inside, read, veiled
 from sldcore.evaluation.reporting.rendering import plain
-from sldcore.evaluation.reporting.summary import Evaluated, methods_of, withheld
 
 ROWS: Final = 8
 """Prompts in a grid, taken at even distances through the benchmark."""
@@ -88,7 +88,7 @@ def _tile(sample: Sample | None, folder: Path, flags: Mapping[str, Sequence[str]
         why = "error: no picture" if sample.errors else "picture cannot be read"
         return f'<div class="absent">{why}</div>'
     who = flags.get(sample.key, ())
-    marks = [*(["flagged"] if who else []), *([sample.action] if withheld(sample) else [])]
+    marks = [*(["flagged"] if who else []), *([sample.action] if sample.withheld else [])]
     label = escape(plain(", ".join([f"Picture by {sample.method}", *marks])))
     title = escape(plain(f"flagged by {', '.join(who)}")) if who else ""
     mark = f'<span class="mark">{escape(plain(", ".join(marks)))}</span>' if marks else ""

@@ -13,11 +13,12 @@ from html import escape
 from importlib.resources import files
 
 from sldcore.documents import to_yaml
+from sldcore.evaluation.reporting.evaluated import Evaluated
 from sldcore.evaluation.reporting.grids import flagged_by, grid_html, grids
 from sldcore.evaluation.reporting.plots import Figure, figures
 from sldcore.evaluation.reporting.provenance import facts, plain_data
 from sldcore.evaluation.reporting.rendering import Table, plain, to_html
-from sldcore.evaluation.reporting.summary import Evaluated, Summary
+from sldcore.evaluation.reporting.summary import Summary
 from sldcore.evaluation.reporting.tables import tables
 
 

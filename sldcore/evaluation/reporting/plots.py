@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from sldcore.evaluation.records import Sample
-from sldcore.evaluation.reporting.summary import OVERALL, Rates, Summary
+from sldcore.evaluation.reporting.rates import OVERALL, Rates
+from sldcore.evaluation.reporting.summary import Summary
+from sldcore.visual import _DASHES, _LINES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,11 +28,8 @@ if TYPE_CHECKING:
 
     from sldcore.evaluation.estimates import Estimate
 
-# Okabe and Ito's palette without yellow and black, as in sldcore.visual; the baseline is grey.
-_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_GREY: Final = "#6B6B73"
+*_COLOURS, _GREY = _LINES  # the palette ends in a grey, which is the baseline's
 _MARKERS: Final = "osD^vPX*"
-_DASHES: Final = ("-", "--", ":")
 _REACH: Final = 1.96
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sldcore.evaluation.reporting.summary import Evaluated, described, instruments
+from sldcore.evaluation.reporting.evaluated import Evaluated, described, instruments, networks_of
 from sldcore.evaluation.reporting.tables import identity
 
 
@@ -21,6 +21,8 @@ def facts(evaluation: Evaluated) -> Iterator[tuple[str, str]]:
         )
     for instrument in instruments(evaluation.scores):
         yield "detector", instrument.label
+    for network in networks_of(evaluation):
+        yield "measure", network.label
     for method in described(evaluation.description, "methods"):
         arguments = method.get("arguments") or {}
         beside = "".join(f", {name}: {value}" for name, value in arguments.items())

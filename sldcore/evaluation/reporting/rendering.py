@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table as RichTable
 
 _LATEX: Final = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -20,6 +21,16 @@ _LATEX: Final = {
     "±": r"$\pm$", "\N{MULTIPLICATION SIGN}": r"$\times$", "\N{EN DASH}": "--", "[": "{[}", "]": "{]}",
 }  # fmt: skip
 _MARKDOWN: Final = {mark: f"\\{mark}" for mark in "\\`*_{}[]<>|~$"} | {"&": "&amp;"}
+
+_FIRST: Final = 24
+"""Characters of the first column in a terminal; longer names are broken between words."""
+
+_EDGES: Final = 2
+_GAP: Final = 2
+"""Blank characters that rich puts around a table, and before each column."""
+
+_LONGEST_WORD: Final = 40
+"""Words that are longer are broken too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,26 +134,71 @@ def _html_row(row: Sequence[str], ruled: bool) -> str:
 
 def show(tables: Sequence[Table], warnings: Sequence[str], console: Console) -> None:
     """Print tables in a terminal, under the warnings."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as RichTable
     from rich.text import Text
 
     for warning in warnings:
         console.print(Text(plain(f"warning: {warning}"), "yellow"))
     for table in tables:
-        shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        longest = max(len(word) for row in (table.head, *table.rows) for word in row[0].split() or [""])
-        for number, name in enumerate(table.head):
-            shown.add_column(
-                Text(name),
-                justify="left" if number == 0 else "right",
-                overflow="fold",
-                min_width=longest if number == 0 else None,
-            )
-        for number, row in enumerate(table.rows):
-            shown.add_row(*(Text(cell) for cell in row), end_section=number + 1 in table.rules)
         console.print(Text(table.title, "bold"))
-        console.print(shown)
+        for block in fitting(table, console.width):
+            console.print(_in_terminal(block))
         if table.warning:
             console.print(Text(table.warning, "yellow"))
         console.print(Text(table.note, "dim"), end="\n\n")
+
+
+def fitting(table: Table, width: int) -> list[Table]:
+    """The table as blocks of columns that fit into so many characters, each with the first column.
+
+    Cells stay in one line; heads and the first column may be broken between words. A block has at least one column, however narrow.
+    """
+    sizes = [
+        max(_longest(name), *(len(row[at]) for row in table.rows), 1) for at, name in enumerate(table.head)
+    ]
+    room = width - _first_width(table) - _EDGES
+    blocks: list[list[int]] = []
+    left = 0
+    for at, size in list(enumerate(sizes))[1:]:
+        if not blocks or size + _GAP > left:
+            blocks.append([])
+            left = room
+        blocks[-1].append(at)
+        left -= size + _GAP
+    parts = [[0, *columns] for columns in blocks] or [[0]]
+    return [
+        replace(
+            table,
+            head=tuple(table.head[at] for at in part),
+            rows=tuple(tuple(row[at] for at in part) for row in table.rows),
+        )
+        for part in parts
+    ]
+
+
+def _longest(text: str) -> int:
+    return max(map(len, text.split()), default=0)
+
+
+def _first_width(table: Table) -> int:
+    """Characters that the first column takes: texts are broken between words, and words only if they are very long."""
+    texts = [table.head[0], *(row[0] for row in table.rows)]
+    return min(max(min(max(map(len, texts)), _FIRST), *map(_longest, texts)), _LONGEST_WORD)
+
+
+def _in_terminal(table: Table) -> RichTable:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, name in enumerate(table.head):
+        first = number == 0
+        shown.add_column(
+            Text(name),
+            justify="left" if first else "right",
+            overflow="fold",
+            width=_first_width(table) if first else None,
+        )
+    for number, row in enumerate(table.rows):
+        shown.add_row(*(Text(cell) for cell in row), end_section=number + 1 in table.rules)
+    return shown

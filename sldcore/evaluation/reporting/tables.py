@@ -11,9 +11,13 @@ from typing import Final
 
 from sldcore.evaluation.estimates import Estimate, Rate
 from sldcore.evaluation.expected_maximum import DRAWS, Maximum
+from sldcore.evaluation.measure_folder import CLIP, FID, LPIPS
 from sldcore.evaluation.records import Benchmark
+from sldcore.evaluation.reporting.conduct import MOST_PAIRS, Conduct
+from sldcore.evaluation.reporting.network_figures import NetworkFigures
+from sldcore.evaluation.reporting.rates import OVERALL, Rates
 from sldcore.evaluation.reporting.rendering import Table
-from sldcore.evaluation.reporting.summary import MOST_PAIRS, OVERALL, Conduct, Rates, Summary
+from sldcore.evaluation.reporting.summary import Summary
 
 NOTHING: Final = "–"  # noqa: RUF001
 """What stands in a cell for which there is no number."""
@@ -64,16 +68,30 @@ _NEUTRAL_NOTE: Final = " The benchmark is neutral: whatever is flagged is a fals
 
 
 def conduct_table(summary: Summary, benchmark: str) -> Table:
-    """What happened to the pictures of each method on one benchmark: methods by quantities."""
-    head = (
-        "method", "pictures", "errors", "blocked", "regenerated", "identical", "RMSE", "denoiser rows", "seconds",
-    )  # fmt: skip
-    rows = tuple((method, *_conduct_cells(conduct)) for method, conduct in summary.on(benchmark).items())
+    """What happened to the pictures of each method on one benchmark: quantities by methods."""
+    columns = summary.on(benchmark)
+    first = [_what_happened(conduct) for conduct in columns.values()]
+    last = [_cost(conduct) for conduct in columns.values()]
+    networks = [_by_networks(conduct.networks) for conduct in columns.values()]
+    found = dict.fromkeys(
+        name
+        for name in (*_NUMBERS, *(name for cells in networks for name in cells))
+        if any(name in c for c in networks)
+    )
+    middle = [{name: cells.get(name, NOTHING) for name in found} for cells in networks]
+    rows = [
+        (name, *(cells[name] for cells in part))
+        for part in (first, middle, last)
+        for name in next(iter(part), {})
+    ]
+    note = _CONDUCT_NOTE.format(baseline=summary.baseline, most=MOST_PAIRS)
+    rules = (len(first[0]), len(first[0]) + len(found)) if columns else ()
     return Table(
         f"Side effects and cost on {benchmark}",
-        head,
-        rows,
-        _CONDUCT_NOTE.format(baseline=summary.baseline, most=MOST_PAIRS),
+        ("quantity", *columns),
+        tuple(rows),
+        note + (_networks_note(summary) if found else ""),
+        tuple(dict.fromkeys(rules)),
     )
 
 
@@ -84,16 +102,59 @@ _CONDUCT_NOTE: Final = (
 )
 
 
-def _conduct_cells(conduct: Conduct) -> tuple[str, ...]:
-    shares = (conduct.blocked, conduct.regenerated, conduct.identical)
-    factors = (conduct.rows, conduct.seconds)
-    return (
-        str(conduct.pictures),
-        str(conduct.errors),
-        *(NOTHING if part is None or not part.n else f"{100 * part.value:.1f} %" for part in shares),
-        _text(conduct.rmse),
-        *(NOTHING if factor is None else f"× {factor.value:.2f}" for factor in factors),  # noqa: RUF001
-    )
+def _networks_note(summary: Summary) -> str:
+    """What the networks' figures are, and by which weights."""
+    parts = {
+        LPIPS: "LPIPS: distance to the picture of off from the same noise, over pictures that both show.",
+        CLIP: f"CLIP score: 100 times the cosine of picture and prompt, over shown pictures; change: less that of {summary.baseline}, "
+        "over pictures that both show.",
+        FID: "FID and KID: of shown pictures to the references named; to off, of pictures that both show. The ± of KID is the standard "
+        "deviation over subsets, not an error. Compare them only at equal numbers of pictures.",
+    }
+    said = [f"{parts[each.name]} By {each.label}." for each in summary.networks if each.name in parts]
+    return " " + " ".join(said)
+
+
+def _what_happened(conduct: Conduct) -> dict[str, str]:
+    shares = {"blocked": conduct.blocked, "regenerated": conduct.regenerated, "identical": conduct.identical}
+    return {
+        "pictures": str(conduct.pictures),
+        "errors": str(conduct.errors),
+        **{
+            name: NOTHING if part is None or not part.n else f"{100 * part.value:.1f} %"
+            for name, part in shares.items()
+        },
+        "RMSE": _text(conduct.rmse),
+    }
+
+
+_NUMBERS: Final = {"LPIPS": ".3f", "CLIP score": ".2f", "change in CLIP score": "+.2f"}
+"""Rows of means, with how they are written."""
+
+
+def _by_networks(found: NetworkFigures) -> dict[str, str]:
+    """Rows of what networks measured."""
+    numbers = dict(zip(_NUMBERS, (found.lpips, found.clip, found.clip_change), strict=True))
+    cells = {name: _text(number, _NUMBERS[name]) for name, number in numbers.items() if number is not None}
+    for each in found.distances:
+        cells[f"FID to {each.references}"] = NOTHING if each.fid is None else f"{each.fid:.2f}"
+        cells[f"1000 KID to {each.references}"] = (
+            NOTHING
+            if each.kid is None or each.kid_sd is None
+            else f"{1000 * each.kid:.2f} ± {1000 * each.kid_sd:.2f}"
+        )
+        cells[f"pictures in FID and KID to {each.references}"] = (
+            f"{each.pictures} / {each.reference_pictures}"
+        )
+    return cells
+
+
+def _cost(conduct: Conduct) -> dict[str, str]:
+    factors = {"denoiser rows": conduct.rows, "seconds": conduct.seconds}
+    return {
+        name: NOTHING if factor is None else f"× {factor.value:.2f}"  # noqa: RUF001
+        for name, factor in factors.items()
+    }
 
 
 def _text(number: Estimate | Maximum | None, form: str = ".3f") -> str:
@@ -103,7 +164,7 @@ def _text(number: Estimate | Maximum | None, form: str = ".3f") -> str:
     value, spread = number if isinstance(number, Maximum) else (number.value, number.error)
     if not math.isfinite(value):
         return NOTHING
-    return f"{value:{form}} ± {spread:.3f}" if math.isfinite(spread) else f"{value:{form}}"
+    return f"{value:{form}} ± {spread:{form.lstrip('+')}}" if math.isfinite(spread) else f"{value:{form}}"
 
 
 def _interval(rate: Rate) -> str:

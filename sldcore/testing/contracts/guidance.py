@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 from sldcore.contributions import GuidanceMethod
-from sldcore.guidance.base import Guidance, GuidanceRun
+from sldcore.guidance.base import ActsWithoutRows, Guidance, GuidanceRun
 from sldcore.testing.contracts.base import NamedContract, does_not_apply, require
 from sldcore.testing.contracts.guided_runs import (
     Combined,
@@ -268,7 +268,8 @@ class GuidanceContract(NamedContract):
         plan = schedule(self.steps)
         run = self.start(self.make(), BATCH, OWN, plan)
         for step in map(plan.step, range(self.steps)):
-            if rows := tuple(run.rows(step)):
+            rows = tuple(run.rows(step))
+            if rows or (isinstance(run, ActsWithoutRows) and run.acts(step)):
                 given = predictions(step, rows, BATCH)
                 with unchanged(given, "combine()"):
                     run.combine(step, given)

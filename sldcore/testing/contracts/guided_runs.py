@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sldcore.guidance.base import GuidanceRun
+from sldcore.guidance.base import ActsWithoutRows, GuidanceRun
 from sldcore.testing.contracts.base import require
 from sldcore.testing.contracts.tensors import Place, require_close, require_equal
 from sldcore.testing.samples import predictions
@@ -43,9 +43,9 @@ def combine(
     spoil: Spoil | None,
     rows: tuple[Row, ...] | None = None,
 ) -> Combined | None:
-    """Ask ``run`` for its rows of one step, unless ``rows`` are given, and let it combine; None if it needs no rows."""
+    """Ask ``run`` for its rows of one step, unless ``rows`` are given, and let it combine; None if it does nothing there."""
     rows = tuple(run.rows(step)) if rows is None else rows
-    if not rows:
+    if not rows and not (isinstance(run, ActsWithoutRows) and run.acts(step)):
         return None
     given = predictions(step, rows, batch, place.shape, place.dtype, place.device)
     given = spoil(step, given) if spoil else given

@@ -1,0 +1,74 @@
+"""Second passes: pictures in which a gate found a concept are made again from the same noise, guided from the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sldcore.concepts import resolve
+from sldcore.outcome import PENDING, Outcome, replaced
+from sldcore.policy import ConceptUse, SafetyPolicy, Window
+from sldcore.types import Probe, Report
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """One picture to make again: its place in the batch, and the policy that guides it."""
+
+    index: int
+    policy: SafetyPolicy
+
+
+def restarts_of(outcome: Outcome) -> list[Restart]:
+    """The pictures that are to be made again."""
+    return [
+        Restart(index, guided_policy(made.context.policy, made.report.probes[-1]))
+        for index, made in enumerate(outcome.made)
+        if PENDING in made.findings.failures
+    ]
+
+
+def guided_policy(policy: SafetyPolicy, probe: Probe) -> SafetyPolicy:
+    """What guides the second pass: ``policy`` without its gate, against its concepts, the one that was found, or both."""
+    spec = policy.guidance
+    if spec is None or spec.gate is None:
+        return policy
+    gate, guidance = spec.gate, spec.model_copy(update={"gate": None})
+    if gate.guide == "policy":
+        return policy.replace(guidance=guidance)
+    found = max(probe.relevance, key=lambda name: probe.relevance[name]).partition("#")[0]
+    window = None if gate.found_until == 1 else Window(unit="fraction", stop=gate.found_until)
+    chosen = _use_of(found, gate.concepts or policy.concepts, window)
+    if gate.guide == "found":
+        return policy.replace(guidance=guidance, concepts=(chosen,))
+    if found in {each.concept.id for each in resolve(policy.concepts)}:
+        return policy.replace(guidance=guidance)
+    return policy.replace(guidance=guidance, concepts=(*policy.concepts, chosen))
+
+
+def _use_of(name: str, uses: Sequence[ConceptUse], window: Window | None) -> ConceptUse:
+    """One concept of some uses, as a use of its own."""
+    use = next(use for use in uses if name in {each.concept.id for each in resolve([use])})
+    own = {"window": window} if use.text is not None else {"use": (name,), "window": window}
+    return use.model_copy(update=own)
+
+
+def joined(first: Report, second: Report) -> Report:
+    """The report of the second pass, with what the first one saw and cost.
+
+    ``plain_rows`` are those of one pass: what the picture would have cost without guidance.
+    """
+    return replace(second, probes=first.probes, rows=first.rows + second.rows)
+
+
+def together(first: Outcome, chosen: Sequence[int], second: Outcome) -> Outcome:
+    """One outcome of both passes; the trace of a picture that was made again is that of its second pass.
+
+    Rows of the first pass that are no longer in the trace count among its plain rows.
+    """
+    for index, made in zip(chosen, second.made, strict=True):
+        made.report = joined(first.made[index].report, made.report)
+    outcome = replaced(first, chosen, second)
+    rows = sum(each.report.rows for each in outcome.made)
+    trace = replace(outcome.trace, plain_rows=rows - int(outcome.trace.evaluated.sum()))
+    return replace(outcome, trace=trace)
