@@ -43,8 +43,8 @@ _TITLE_LINES: Final = 3
 _PLAIN: Final = str.maketrans("×–—‘’“”", "x--''\"\"")  # noqa: RUF001
 
 # Okabe and Ito's palette without yellow and black: told apart by colour-blind readers, and visible on white.
-_LINES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5A5A5A")
-_DASHES: Final = ("-", "--", ":")
+LINES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5A5A5A")
+DASHES: Final = ("-", "--", ":")
 
 
 def heat_overlay(image: Image.Image, heat: NDArray[np.floating], scale: float | None = None) -> Image.Image:
@@ -209,8 +209,8 @@ def _draw_lines(axes: Axes, lines: Sequence[tuple[str, NDArray[np.floating]]]) -
     for number, (label, values) in enumerate(lines):
         axes.plot(
             values,
-            color=_LINES[number % len(_LINES)],
-            linestyle=_DASHES[number // len(_LINES) % len(_DASHES)],
+            color=LINES[number % len(LINES)],
+            linestyle=DASHES[number // len(LINES) % len(DASHES)],
             marker="o",  # a single step between two gaps has no line
             markersize=3,
             linewidth=1.6,

@@ -63,7 +63,7 @@ class TestStableDiffusionOnRealComponents(FamilyContract):
 
 @pytest.mark.parametrize("name", NEED_A_MODEL)
 def test_what_needs_a_model_runs_its_contract_elsewhere(name: str) -> None:
-    tests = (Path(__file__).parent.parent / "filters" / f"{name}.py").read_text(
+    tests = (Path(__file__).parent.parent / "filters" / f"test_{name.replace('-', '_')}.py").read_text(
         "utf-8"
     )
     assert "(PostFilterContract)" in tests

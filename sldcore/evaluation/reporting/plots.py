@@ -18,7 +18,7 @@ import numpy as np
 from sldcore.evaluation.records import Sample
 from sldcore.evaluation.reporting.rates import OVERALL, Rates
 from sldcore.evaluation.reporting.summary import Summary
-from sldcore.visual import _DASHES, _LINES
+from sldcore.visual import DASHES, LINES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sldcore.evaluation.estimates import Estimate
 
-*_COLOURS, _GREY = _LINES  # the palette ends in a grey, which is the baseline's
+*_COLOURS, _GREY = LINES  # the palette ends in a grey, which is the baseline's
 _MARKERS: Final = "osD^vPX*"
 _REACH: Final = 1.96
 
@@ -170,7 +170,7 @@ def trace_curves(methods: Sequence[str], benchmark: str, samples: Sequence[Sampl
             number = concepts.index(concept)
             middle, low, high = _band(values)
             colour = _COLOURS[number % len(_COLOURS)]
-            dash = _DASHES[number // len(_COLOURS) % len(_DASHES)]
+            dash = DASHES[number // len(_COLOURS) % len(DASHES)]
             (line,) = panel.plot(middle, dash, color=colour, linewidth=1.6, marker="o", markersize=2)
             panel.fill_between(np.arange(len(middle)), low, high, color=colour, alpha=0.18, linewidth=0)
             handles.setdefault(concept, line)
