@@ -249,6 +249,15 @@ def scheduler_of(policies: Sequence[SafetyPolicy], config: Any) -> Any:
     return deepcopy(made)  # a factory may give the same object to everyone
 
 
+def resolved_spec(spec: GuidanceSpec) -> GuidanceSpec:
+    """The guidance with all options of its method.
+
+    Raises:
+        PluginError: there is no such method, or it does not take these options.
+    """
+    return _specified(spec)[1]
+
+
 def _specified(spec: GuidanceSpec) -> tuple[GuidanceMethod, GuidanceSpec]:
     kind = current().find(GuidanceMethod, spec.method)
     options = checked_options(kind, spec.options).model_dump()
