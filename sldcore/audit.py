@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sldcore.errors import ConfigurationError, SafetyFailure
-from sldcore.provenance import json_text
+from sldcore.provenance import json_text, probe_documents
 from sldcore.types import Failure, Report, Verdict
 
 FORMAT: Final = 1
@@ -143,6 +143,7 @@ class AuditLog:
             ],
             "marks": report.marks,
             "rows": report.rows,
+            "probes": probe_documents(report.probes),
             "timings": _timings(report, provenance),
             **{name: provenance[name] for name in _PICTURE if name in provenance},
         }

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sldcore.errors import GuidanceError, SessionError
 from sldcore.families.base import COND, UNCOND, Family
+from sldcore.own_rows import OwnRows, RowSource, Swap, fitted_text, own_rows
 from sldcore.types import OwnRow, Row
 
 HOOK_NAME: Final = "sldcore"
@@ -28,40 +29,6 @@ installing: Final = RLock()
 """Held while hooks are put on and taken off, so that no two sessions find the same denoiser free."""
 
 Forward = Callable[..., Any]
-
-
-@dataclass(frozen=True, slots=True)
-class RowSource:
-    """Where the conditional rows of some concept rows stand in a call: on the host, and as an index on the device.
-
-    A slice if it is all of them in order, which needs no copy.
-    """
-
-    positions: tuple[int, ...]
-    index: Tensor | slice
-
-    def of(self, value: Tensor, group: int = 1) -> Tensor:
-        """The rows of ``value``, each of them ``group`` entries."""
-        grouped = value if group == 1 else value.reshape(-1, group, *value.shape[1:])
-        rows = (
-            grouped[self.index]
-            if isinstance(self.index, slice)
-            else grouped.index_select(0, self.index.to(value.device))
-        )
-        return rows if group == 1 else rows.flatten(0, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class OwnRows:
-    """What becomes of a call's own rows: which of them are evaluated, and which get another text.
-
-    ``kept`` are their positions in the call and ``texts`` the other texts, [S, ...] by argument, for the rows at ``swapped``
-    (positions among those kept).
-    """
-
-    kept: RowSource
-    swapped: Tensor | None = None
-    texts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,24 +111,8 @@ class DenoiserCall:
         return RowSource(positions, torch.tensor(positions, device=self.latents.device))
 
     def own_rows(self, out: frozenset[int], texts: Mapping[OwnRow, Mapping[str, Tensor]]) -> OwnRows | None:
-        """The call without the samples ``out`` and with other ``texts`` [1, ...] for some rows; None if nothing changes.
-
-        One row stays where all samples are out, so that there is something to evaluate.
-        """
-        own = [OwnRow(sample, part) for part in self.parts for sample in range(self.batch)]
-        kept = [position for position, row in enumerate(own) if row.sample not in out] or [0]
-        swapped = [index for index, position in enumerate(kept) if own[position] in texts]
-        if len(kept) == len(own) and not swapped:
-            return None
-        device = self.latents.device
-        everything = len(kept) == len(own)
-        index: Tensor | slice = slice(None) if everything else torch.tensor(kept, device=device)
-        source = RowSource(tuple(kept), index)
-        if not swapped:
-            return OwnRows(source)
-        chosen = [texts[own[kept[position]]] for position in swapped]
-        merged = {name: torch.cat([each[name].to(device) for each in chosen]) for name in chosen[0]}
-        return OwnRows(source, torch.tensor(swapped, device=device), merged)
+        """The call without the samples ``out`` and with other ``texts`` [1, ...] for some rows; None if nothing changes."""
+        return own_rows(self.parts, self.batch, out, texts, self.latents.device)
 
     def with_rows(
         self, source: RowSource, texts: Mapping[str, Tensor], own: OwnRows | None = None
@@ -185,12 +136,12 @@ class DenoiserCall:
         return self._arguments(RowSource((), slice(0, 0)), {}, keep=True, own=own)
 
     def spread(self, output: Any, own: OwnRows | None) -> Any:
-        """An output of :meth:`with_rows` or :meth:`only_own` with 0 in the place of own rows that were not evaluated."""
+        """An output of :meth:`with_rows` or :meth:`only_own` with an answer for own rows that were not evaluated, too."""
         if own is None or len(own.kept.positions) == self.rows:
             return output
         prediction = prediction_of(output)
         mine, concepts = prediction.tensor_split((len(own.kept.positions),))
-        whole = mine.new_zeros((self.rows, *mine.shape[1:])).index_copy(0, _positions(own.kept, mine), mine)
+        whole = mine.index_select(0, own.answers.to(mine.device))
         return with_prediction(output, torch.cat([whole, concepts]), self.rows + len(concepts))
 
     def only_rows(self, source: RowSource, texts: Mapping[str, Tensor]) -> inspect.BoundArguments:
@@ -231,10 +182,11 @@ class DenoiserCall:
         self, source: RowSource, texts: Mapping[str, Tensor], *, keep: bool, own: OwnRows | None = None
     ) -> inspect.BoundArguments:
         group = self.family.rows_per_sample(self.bound.arguments)
-        texts = self.family.placed(texts, self.bound.arguments) if texts else {}
-        if own is not None and own.texts:
-            own = replace(own, texts=self.family.placed(own.texts, self.bound.arguments))
-        extension = _Extension(self.rows, source, texts, group, self.family.listed_arguments, keep, own)
+        texts = self._placed(texts) if texts else {}
+        if own is not None and own.swaps:
+            swaps = tuple(replace(swap, texts=self._placed(swap.texts)) for swap in own.swaps)
+            own = replace(own, swaps=swaps)
+        extension = _Extension(self.rows, source, texts, group, self.family, keep, own)
         shared = self.family.shared_arguments
         arguments = {
             name: value if name in shared else extension.of(value, name)
@@ -246,6 +198,9 @@ class DenoiserCall:
                 f"the pipeline calls its denoiser without {missing[0]}, so no concept can be put there"
             )
         return inspect.BoundArguments(self.bound.signature, OrderedDict(arguments))
+
+    def _placed(self, texts: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return self.family.placed(texts, self.bound.arguments)
 
 
 def _kept(value: Any) -> Any:
@@ -263,21 +218,19 @@ class _Extension:
     source: RowSource
     texts: Mapping[str, Tensor]
     group: int
-    listed: tuple[str, ...]
+    family: Family
     keep: bool
     own: OwnRows | None = None
     swapped: set[str] = field(default_factory=set)
 
     def of(self, value: Any, path: str) -> Any:
         """An argument, or a part of one, with concept rows; what is not batch-shaped stays as it is."""
-        if isinstance(value, Tensor) and (path in self.texts or (self.own and path in self.own.texts)):
-            self.swapped.add(path)
-            return self._text(value, path)
-        if path in self.listed and isinstance(value, list | tuple) and len(value) == self.rows:
+        if isinstance(value, Tensor):
+            return self._tensor(value, path)
+        listed = self.family.listed_arguments
+        if path in listed and isinstance(value, list | tuple) and len(value) == self.rows:
             own = range(self.rows) if self.own is None else self.own.kept.positions
             return [value[position] for position in (*(own if self.keep else ()), *self.source.positions)]
-        if isinstance(value, Tensor):
-            return self._copies(value)
         if isinstance(value, Mapping):
             return {key: self.of(item, f"{path}.{key}") for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -285,70 +238,53 @@ class _Extension:
             return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
         return value
 
-    def _copies(self, value: Tensor) -> Tensor:
-        for group in dict.fromkeys((1, self.group)):
-            if value.ndim and value.shape[0] == self.rows * group:
-                return self._joined(self._kept(value, group), self.source.of(value, group))
-        return value
+    def _tensor(self, value: Tensor, path: str) -> Tensor:
+        swaps = [swap for swap in (self.own.swaps if self.own is not None else ()) if path in swap.texts]
+        concept = self.texts.get(path)
+        if swaps or concept is not None:
+            self.swapped.add(path)
+        if concept is not None and not self.keep:
+            return self._as_in_call(concept, value, self._group_of(value)).contiguous()
+        rows_and_texts = [(len(swap.at), swap.texts[path]) for swap in swaps]
+        if concept is not None:
+            rows_and_texts.append((len(self.source.positions), concept))
+        if self._lies_second(value, path, rows_and_texts):  # such as Llama's of HiDream, [layers, rows, L, D]
+            turned = [replace(swap, texts={path: swap.texts[path].transpose(0, 1)}) for swap in swaps]
+            concept = None if concept is None else concept.transpose(0, 1)
+            return self._extended(value.transpose(0, 1), path, turned, concept).transpose(0, 1)
+        return self._extended(value, path, swaps, concept)
 
-    def _text(self, value: Tensor, path: str) -> Tensor:
-        group = self.group if self.group > 1 and value.shape[0] == self.rows * self.group else 1
-        own = self._kept(value, group)
-        if self.own is not None and path in self.own.texts and self.own.swapped is not None:
-            others = self._as_in_call(path, self.own.texts[path], value, group)
-            own = _put(own, self.own.swapped, others, group)
-        if path not in self.texts:
-            copies = self.source.of(value, group)
-            return self._joined(own, copies)
-        concept = self._as_in_call(path, self.texts[path], value, group)
-        return torch.cat([own, _fitted(path, concept, value)]) if self.keep else concept.contiguous()
-
-    def _as_in_call(self, path: str, text: Tensor, value: Tensor, group: int) -> Tensor:
-        text = text.to(device=value.device, dtype=value.dtype)
-        return text if group == 1 else text.repeat_interleave(group, dim=0)
-
-    def _kept(self, value: Tensor, group: int) -> Tensor:
-        return value if self.own is None else self.own.kept.of(value, group)
-
-    def _joined(self, own: Tensor, copies: Tensor) -> Tensor:
+    def _extended(self, value: Tensor, path: str, swaps: Sequence[Swap], concept: Tensor | None) -> Tensor:
+        """``value`` with other texts for own rows, and with concept rows: copies, or the text ``concept``."""
+        group = self._group_of(value)
+        if not swaps and concept is None and not (value.ndim and value.shape[0] == self.rows * group):
+            return value
+        own = value if self.own is None else self.own.kept.of(value, group)
+        for swap in swaps:
+            own = swap.put(path, own, self._as_in_call(swap.texts[path], value, group), group)
+        if concept is not None:
+            return torch.cat([own, fitted_text(path, self._as_in_call(concept, value, group), own)])
+        copies = self.source.of(value, group)
         if not self.keep:
             return copies
         return torch.cat([own, copies]) if len(copies) else own
 
+    def _group_of(self, value: Tensor) -> int:
+        """How many entries of ``value`` belong to one row."""
+        grouped = self.group > 1 and value.ndim and value.shape[0] == self.rows * self.group
+        return self.group if grouped else 1
 
-def _put(value: Tensor, at: Tensor, rows: Tensor, group: int) -> Tensor:
-    """``value`` [N * group, ...] with other rows [S * group, ...] at the N-positions ``at``."""
-    fitted = _fitted("text", rows, value)
-    grouped = value.reshape(-1, group, *value.shape[1:])
-    return grouped.index_copy(0, at.to(value.device), fitted.reshape(-1, group, *value.shape[1:])).flatten(
-        0, 1
-    )
+    def _lies_second(self, value: Tensor, path: str, texts: Sequence[tuple[int, Tensor]]) -> bool:
+        """Whether the rows of a text argument are its second dimension; other texts with their numbers of rows tell, too."""
+        if path not in self.family.text_arguments or value.ndim < 3 or value.shape[1] != self.rows:
+            return False
+        first = value.shape[0] in (self.rows, self.rows * self.group)
+        return not first or any(text.shape[0] != rows * self.group == rows for rows, text in texts)
 
-
-def _positions(source: RowSource, like: Tensor) -> Tensor:
-    if isinstance(source.index, Tensor):
-        return source.index.to(like.device)
-    return torch.tensor(source.positions, device=like.device)
-
-
-def _fitted(name: str, concept: Tensor, value: Tensor) -> Tensor:
-    """A concept's text [R, L, ...] at the length that the call's has.
-
-    Prompts longer than the encoder's window arrive as several windows in a row; a concept's states are repeated to the
-    same length then, which leaves attention over them exactly as it is.
-
-    Raises:
-        GuidanceError: the call's length is no multiple.
-    """
-    if concept.ndim < 2 or value.shape[1] == concept.shape[1]:
-        return concept
-    times, rest = divmod(value.shape[1], concept.shape[1])
-    if rest:
-        raise GuidanceError(
-            f"{name} has {value.shape[1]} tokens and the concept {concept.shape[1]}; prompt embeddings must be a whole "
-            f"number of the text encoder's windows long"
-        )
-    return concept.repeat(1, times, *(1,) * (concept.ndim - 2))
+    @staticmethod
+    def _as_in_call(text: Tensor, value: Tensor, group: int) -> Tensor:
+        text = text.to(device=value.device, dtype=value.dtype)
+        return text if group == 1 else text.repeat_interleave(group, dim=0)
 
 
 def prediction_of(output: Any) -> Tensor:

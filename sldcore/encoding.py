@@ -54,6 +54,8 @@ class UsedRow:
     window: Window | None = None
     concept: str = ""
     """The concept's id in this policy; another one may use the same text under another id."""
+    name: str = field(default="", compare=False)
+    """The same, with the number of the part if the concept is several rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,13 @@ class RunConcepts:
             name = used.concept or row.concept
             texts[name] = (*texts.get(name, ()), row.text)
         return texts
+
+    def names_in(self, policy: SafetyPolicy) -> dict[int, str]:
+        """What ``policy`` calls the rows that it uses or looks for, by their index."""
+        return {
+            used.row: used.name or self.rows[used.row].id
+            for used in (*self.used[policy], *self.probed.get(policy, ()))
+        }
 
     def for_rows(self, rows: Sequence[Row], device: torch.device) -> dict[str, Tensor]:
         """The text arguments of some rows, [R, ...] each, on ``device``."""
@@ -139,9 +148,8 @@ class ConceptEncoder:
                 row = ConceptRow(name, concept.id, source.text, source.prefix, source.embedding)
                 rows.setdefault(source, row)
                 index = list(rows).index(source)
-                mine.setdefault(
-                    source, UsedRow(index, concept.weight, concept.strength, use.window, concept.id)
-                )
+                used = UsedRow(index, concept.weight, concept.strength, use.window, concept.id, name)
+                mine.setdefault(source, used)
         return tuple(mine.values())
 
     def _forget_if_changed(self) -> None:

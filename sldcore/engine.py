@@ -186,7 +186,10 @@ class SafetyEngine:
             return outcome
         chosen = [restart.index for restart in restarts]
         part = request.part(chosen, [request.samples[index] for index in chosen])
-        second = self.denoise(part.samples, part.call(), [restart.policy for restart in restarts])
+        try:
+            second = self.denoise(part.samples, part.call(), [restart.policy for restart in restarts])
+        except ConfigurationError as problem:  # such as a method that takes no second concept
+            second = self._failed("gate", outcome, chosen, part.samples, problem)
         return restarting.together(outcome, chosen, second)
 
     def _review(
@@ -245,7 +248,7 @@ class SafetyEngine:
             try:
                 later = self._carried_out(part)
             except ConfigurationError as problem:  # such as a preset that starts after the last step
-                later = self._failed(outcome, chosen, samples, problem)
+                later = self._failed("regeneration", outcome, chosen, samples, problem)
             for index, made in zip(chosen, later.made, strict=True):
                 add_prompt(made, on_prompts[index])
                 made.report = regeneration.joined(outcome.made[index].report, made.report)
@@ -254,13 +257,18 @@ class SafetyEngine:
         return outcome
 
     def _failed(
-        self, outcome: Outcome, chosen: Sequence[int], samples: Sequence[Sample], problem: ConfigurationError
+        self,
+        source: str,
+        outcome: Outcome,
+        chosen: Sequence[int],
+        samples: Sequence[Sample],
+        problem: ConfigurationError,
     ) -> Outcome:
         """Attempts that could not be made: their pictures are withheld, and the reports say why."""
         made = []
         for index, sample in zip(chosen, samples, strict=True):
             context = PictureContext(sample.prompt, sample.seed, sample.policy)
-            findings = Findings(failures=[Failure("regeneration", __version__, str(problem))])
+            findings = Findings(failures=[Failure(source, __version__, str(problem))])
             report = decide(report_of(sample, context), findings, sample.policy)
             made.append(Made(np.zeros_like(outcome.made[index].pixels), report, findings, context))
         return Outcome(tuple(made), empty_trace(len(made)))
@@ -270,8 +278,9 @@ class SafetyEngine:
         for index, made in enumerate(outcome.made):
             seed = request.samples[index].seed
             if made.report.attempts == attempt and made.report.action != "block" and seed is not None:
+                guided = any(probe.restarts for probe in made.report.probes)
                 retry = regeneration.retry_of(
-                    index, seed, attempt, made.context.policy, made.findings.flagged_by
+                    index, seed, attempt, made.context.policy, made.findings.flagged_by, guided=guided
                 )
                 found += [retry] if retry is not None else []
         return found

@@ -82,7 +82,7 @@ def sld_guidance_methods() -> list[GuidanceMethod]:  # type: ignore[empty-body]
             return [GuidanceMethod(name="away", create=Away)]
 
     A policy then says ``guidance: {method: away}``. ``start`` returns a run with ``rows`` and ``combine``
-    (:mod:`sldcore.guidance.base`); all state of a run lives there.
+    (:mod:`sldcore.guidance.base`); all state of a run lives there. What else a run may do is in docs/plugins.md.
     """
 
 

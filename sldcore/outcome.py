@@ -63,10 +63,11 @@ def failures_of(
         for index, sample in enumerate(samples):
             if sample.policy.guides:
                 found[index].append(Failure("engine", "", "the pipeline never called the guarded denoiser"))
+    again = pending(session)
     for run in session.runs:
         for index in range(len(samples)):
             found[index] += run.failures.get(index, [])
-            if not run.finished and not found[index] and index not in run.restarts:
+            if not run.finished and not found[index] and index not in again:
                 message = f"the pipeline stopped after {run.calls} of {len(run.schedule)} denoiser calls"
                 found[index].append(Failure("engine", "", message))
         for index, failure in [*run.nonfinite().items(), *(run.idle().items() if run.finished else ())]:
@@ -76,6 +77,8 @@ def failures_of(
         for failures in found:
             failures += [] if failures else [Failure("engine", "", message)]
     for index, picture in enumerate(pixels):
+        if index in again:  # it was given up on the way, and is not shown
+            continue
         if not np.isfinite(picture).all():
             found[index].append(Failure("engine", "", "the decoded picture contains NaN or Inf"))
         found[index] += review.of(index)[1]

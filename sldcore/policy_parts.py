@@ -209,13 +209,18 @@ def _falling_or_rising(positions: tuple[float, ...], unit: str) -> bool:
     return list(positions) == ordered
 
 
+def _switch(value: object) -> object:
+    # YAML reads a bare on or off as true or false.
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 class Gate(Strict):
     """Guides only pictures in which a concept shows: the relevance of concepts is probed, and the answer decides.
 
     ``probes`` are positions in ``unit``: denoiser calls, fractions of the run, or noise levels. At each, the concepts in
     ``concepts`` (the policy's own by default) are evaluated, and guidance acts on a picture for which one of them has a
     relevance (see ``sldcore.guidance.gate``) of at least ``threshold``; once it acts, at least ``release`` keeps it
-    acting. ``start`` says whether it acts before the first probe. ``then: restart`` makes a picture that is found relevant
+    acting (a method that replaces the pipeline's own texts acts to the end, since nothing can be told from these any more). ``start`` says whether it acts before the first probe. ``then: restart`` makes a picture that is found relevant
     again, guided from its first step; ``continue`` guides from the probe on. ``guide`` says by which concepts: ``policy`` (the
     policy's), ``found`` (the one of the highest relevance), or ``both``; ``found_until`` ends guidance by what was found at that
     fraction of the run.
@@ -224,9 +229,9 @@ class Gate(Strict):
     probes: tuple[Number, ...] = Field(default=(0.14,), min_length=1, max_length=20)
     unit: Literal["steps", "fraction", "noise"] = "fraction"
     concepts: tuple[ConceptUse, ...] = ()
-    threshold: Number = Field(default=0.25, ge=-1, le=1)
+    threshold: Number = Field(default=0.3, ge=-1, le=1)
     release: Number | None = Field(default=None, ge=-1, le=1)
-    start: Literal["off", "on"] = "off"
+    start: Annotated[Literal["off", "on"], BeforeValidator(_switch)] = "off"
     then: Literal["restart", "continue"] = "restart"
     guide: Literal["policy", "found", "both"] = "policy"
     found_until: Number = Field(default=1.0, gt=0, le=1)

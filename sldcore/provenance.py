@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sldcore import __version__
 from sldcore.documents import write_bytes_atomically, write_text_atomically
-from sldcore.types import Report, Result, Trace, Verdict
+from sldcore.types import Probe, Report, Result, Trace, Verdict
 
 FORMAT: Final = 1
 """Version of the layout of the documents written here."""
@@ -130,6 +130,7 @@ def report_document(report: Report) -> dict[str, Any]:
             for attempt in report.earlier
         ],
         "rows": report.rows,
+        "probes": probe_documents(report.probes),
         "verdicts": [_verdict_document(verdict) for verdict in report.verdicts],
         "errors": [
             {
@@ -142,6 +143,21 @@ def report_document(report: Report) -> dict[str, Any]:
             for failure in report.errors
         ],
     }
+
+
+def probe_documents(probes: Sequence[Probe]) -> list[dict[str, Any]]:
+    """What a gate saw of one picture, ready for JSON: a relevance that is no finite number is null."""
+    return [
+        {
+            "step": probe.step,
+            "relevance": _json_ready(probe.relevance),
+            "threshold": probe.threshold,
+            "guides": probe.guides,
+            "restarts": probe.restarts,
+            "reason": probe.reason,
+        }
+        for probe in probes
+    ]
 
 
 def _verdict_document(verdict: Verdict) -> dict[str, Any]:

@@ -56,8 +56,13 @@ def retry_of(
     attempt: int,
     policy: SafetyPolicy,
     flagged_by: Sequence[tuple[PromptFilterUse, Verdict]],
+    *,
+    guided: bool = False,
 ) -> Retry | None:
-    """What to try after ``attempt`` attempts (1, 2, ...) of which the last was flagged; None if its policy tries no more."""
+    """What to try after ``attempt`` attempts (1, 2, ...) of which the last was flagged; None if its policy tries no more.
+
+    ``guided`` says that a gate found something and the flagged picture was guided from its first step.
+    """
     asking = [
         (use, verdict)
         for use, verdict in flagged_by
@@ -69,10 +74,11 @@ def retry_of(
     if attempt > max(action.attempts for action in wanted):
         return None
     seed = first_seed + STRIDE * attempt if any(action.new_seed for action in wanted) else first_seed
-    if any(action.add_concept for action in wanted):
+    added, stronger = (any(getattr(each, name) for each in wanted) for name in ("add_concept", "stronger"))
+    if added:
         policy = _with_concepts(policy, asking)
-    if any(action.stronger for action in wanted):
-        policy = _stronger(policy)
+    open_ = _ungated(policy) if added or stronger else policy
+    policy = _stronger(open_) if stronger and (guided or open_ is policy) else open_
     return Retry(index, seed, policy)
 
 
@@ -82,12 +88,17 @@ def _stops(use: PromptFilterUse) -> bool:
     return action == "raise" or (isinstance(action, Action) and action.do == "raise")
 
 
+def _ungated(policy: SafetyPolicy) -> SafetyPolicy:
+    """The policy without its gate, which did not find what a filter did."""
+    if policy.guidance is None or policy.guidance.gate is None:
+        return policy
+    guidance = policy.guidance.model_copy(update={"gate": None})
+    return policy.replace(guidance=guidance, name=f"{_base(policy)}, {UNGATED}")
+
+
 def _stronger(policy: SafetyPolicy) -> SafetyPolicy:
-    """The policy without its gate, else the next preset above its guidance, by its scale; as it is if there is none."""
+    """The next preset above the policy's guidance, by its scale; as it is if there is none."""
     guidance = policy.guidance
-    if guidance is not None and guidance.gate is not None:  # it did not find what a filter did
-        ungated = guidance.model_copy(update={"gate": None})
-        return policy.replace(guidance=ungated, name=f"{_base(policy)}, {UNGATED}")
     if guidance is not None and guidance.method != "sld":
         return policy
     scale = float(guidance.options["scale"]) if guidance is not None else 0.0

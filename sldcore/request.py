@@ -8,19 +8,22 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from sldcore.errors import GuidanceError
 from sldcore.policy import SafetyPolicy
 
 OUTPUT_TYPES: Final = ("pil", "np")
+TEXTS: Final = re.compile(r"(negative_)?prompt(_[0-9])?")
+"""Arguments that are texts, one per prompt or one for all."""
 _PICTURES: Final = r"(|mask_|control_|original_|depth_|init_)(image|mask|video|map)s?"
-PER_PROMPT_LIST: Final = re.compile(rf"(negative_)?prompt(_[0-9])?|{_PICTURES}")
+PER_PROMPT_LIST: Final = re.compile(rf"{TEXTS.pattern}|{_PICTURES}|conditioning_frames")
 """Arguments that are one entry per prompt, or per picture, if they are lists of that length; others belong to the call."""
 PER_PROMPT_TENSOR: Final = re.compile(
     rf"latents|\w*(prompt_embeds|embeds_mask|attention_mask)\w*|{_PICTURES}"
 )
-"""The same of tensors."""
+"""The same of tensors and arrays."""
 
 
 PER_PROMPT: Final = ("num_images_per_prompt", "num_videos_per_prompt")
@@ -94,9 +97,9 @@ class Request:
         call = dict(self.arguments)
         if self.prompt is not None:
             call["prompt"] = self.prompt
-        negative = call.get("negative_prompt")
-        if isinstance(negative, str) and isinstance(self.prompt, list):
-            call["negative_prompt"] = [negative] * len(self.prompt)
+        if isinstance(self.prompt, list):  # some pipelines want as many texts for each of their encoders
+            texts = {name: value for name, value in call.items() if TEXTS.fullmatch(name)}
+            call |= {name: [text] * len(self.prompt) for name, text in texts.items() if isinstance(text, str)}
         if self.per_prompt is not None:
             call[self.per_prompt] = self.num_images
         seeds = [sample.seed for sample in self.samples if sample.seed is not None]
@@ -113,11 +116,15 @@ class Request:
         own = dict(self.arguments)
         for name, value in self.arguments.items():
             if isinstance(value, list | tuple) and PER_PROMPT_LIST.fullmatch(name):
+                if name == "conditioning_frames" and not all(isinstance(each, list) for each in value):
+                    continue  # the frames of one video
                 if len(value) == len(self.samples) and self.num_images > 1:
                     own[name] = [value[index] for index in chosen]
                 elif len(value) == prompts and prompts > 1:
                     own[name] = [value[index // self.num_images] for index in chosen]
-            elif isinstance(value, torch.Tensor) and PER_PROMPT_TENSOR.fullmatch(name):
+            elif isinstance(value, torch.Tensor | np.ndarray) and PER_PROMPT_TENSOR.fullmatch(name):
+                if re.fullmatch(_PICTURES, name) and "mask" not in name and value.ndim < 4:
+                    continue  # one picture
                 if len(value) == len(self.samples):
                     own[name] = value[list(chosen)]
                 elif len(value) == prompts:

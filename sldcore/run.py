@@ -5,34 +5,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from sldcore.catalogue import using
-from sldcore.encoding import RunConcepts, UsedRow
+from sldcore.encoding import RunConcepts
 from sldcore.errors import ConfigurationError, GuidanceError, SafetyFailure
-from sldcore.families.base import COND, UNCOND
 from sldcore.guidance.base import (
     ActsWithoutRows,
-    Guidance,
-    GuidanceRun,
-    GuidedSample,
     LeavesOut,
     Observes,
     OwnText,
     PromptTexts,
-    ReadsPrompts,
     StepHook,
     SwapsTexts,
 )
 from sldcore.guidance.gate import GateRun
-from sldcore.guidance.savings import start_saving
-from sldcore.guidance.windows import acting_steps
-from sldcore.hook_lanes import HookLane, check_like, require_untouched, versions
-from sldcore.policy import GuidanceSpec, SafetyPolicy
-from sldcore.resolution import HookMaker, Resolved, catalogue_for
+from sldcore.hook_lanes import HookLane, require_untouched, versions
+from sldcore.lanes import Lane, Starting, check_guided, check_own_texts, check_rows, index_of, put
+from sldcore.policy import SafetyPolicy
+from sldcore.resolution import HookMaker, Resolved
 from sldcore.tracing import Tracer, mean_over_channels
 from sldcore.types import Failure, Guided, OwnRow, Predictions, Probe, Row, Schedule, Step, Trace
 
@@ -42,22 +35,6 @@ CAUGHT: Final = (Exception, SystemExit)
 
 SCALED: Final = ("sld", "casg")
 """Methods that do nothing, as asked, where their ``scale`` is 0."""
-
-
-@dataclass(slots=True)
-class Lane:
-    """The samples of a run that share a guidance method, and the method's state."""
-
-    method: Guidance
-    run: GuidanceRun
-    members: tuple[GuidedSample, ...]
-    index: Tensor | None  # rows of the batch that are its samples'; None if all of them are
-    failed: bool = False
-
-    @property
-    def samples(self) -> tuple[int, ...]:
-        """Its samples."""
-        return tuple(member.index for member in self.members)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +83,15 @@ class GuidedRun:
         self._concepts = concepts
         self._strict = strict
         self._parts = parts
-        self._prompts = prompts
         self._tracer = Tracer([row.id for row in concepts.rows], len(policies), schedule, spatial, parts)
         self._concept_rows = [0] * len(policies)
         self._spared_rows = [0] * len(policies)
         self._spoilt: list[tuple[StepHook, int, Tensor]] = []  # [B] each, on the device until the run is over
+        self._unsound: list[tuple[int, Tensor]] = []  # the same
         self._applied: set[int] = set()
         self._hooks = self._start_hooks(step_hooks, device)
-        self._lanes = self._start_lanes(device)
+        starting = Starting(schedule, self._policies, resolved, concepts, prompts)
+        self._lanes = self._start_lanes(starting, device)
 
     @property
     def finished(self) -> bool:
@@ -128,9 +106,12 @@ class GuidedRun:
     @property
     def gates(self) -> dict[int, tuple[Probe, ...]]:
         """What gates saw and decided so far, per sample."""
-        runs = [lane.run for lane in self._lanes if isinstance(lane.run, GateRun)]
-        names = [row.id for row in self._concepts.rows]
-        return {sample: probes for run in runs for sample, probes in run.probes(names).items()}
+        return {
+            sample: lane.run.probes_of(sample, self._concepts.names_in(self._policies[sample]))
+            for lane in self._lanes
+            if isinstance(lane.run, GateRun)
+            for sample in lane.samples
+        }
 
     @property
     def restarts(self) -> frozenset[int]:
@@ -157,8 +138,12 @@ class GuidedRun:
         """Samples of the run."""
         return len(self._policies)
 
-    def begin(self) -> StepPlan:
+    def begin(self, *, sparing: bool = False) -> StepPlan:
         """The next step and the concept rows that have to be evaluated for it.
+
+        Args:
+            sparing: rows of the pipeline that nobody needs are not evaluated (all but the first sample's, so that there is
+                something to evaluate).
 
         Raises:
             GuidanceError: there are more steps than the schedule has.
@@ -168,8 +153,9 @@ class GuidedRun:
         rows = tuple(row for _, lane_rows in lanes for row in lane_rows)
         for row in rows:
             self._concept_rows[row.sample] += 1
-        out = frozenset(sample for lane in self._lanes for sample in self._left_out(lane, step))
-        for sample in out:
+        wanted = frozenset(sample for lane in self._lanes for sample in self._left_out(lane, step))
+        out = wanted if sparing else frozenset[int]()
+        for sample in out if len(out) < self.batch else out - {0}:
             self._spared_rows[sample] += self._parts
         observed = all(isinstance(lane.run, Observes) and lane.run.observes(step) for lane, _ in lanes)
         return StepPlan(step, rows, lanes, self._own_texts(step), out, bool(rows) and observed)
@@ -185,13 +171,18 @@ class GuidedRun:
         for lane, lane_rows in plan.lanes:
             own = predictions.concepts[position : position + len(lane_rows)]
             position += len(lane_rows)
+            if lane.failed:
+                continue
             seen = replace(predictions, cond=guided, concepts=own, rows=lane_rows)
             made = self._combine(lane, plan.step, seen)
             if made is not None:
-                guided = _put(lane, guided, made.cond)
-                uncond = uncond if made.uncond is None else _put(lane, uncond, made.uncond)
+                guided = put(lane, guided, made.cond)
+                uncond = uncond if made.uncond is None else put(lane, uncond, made.uncond)
         self._note_swaps(plan)
         guided = self._after(plan.step, predictions, guided)
+        if plan.lanes or plan.own_texts:  # methods without rows leave nothing in the trace by which to tell
+            sound = uncond.isfinite().flatten(1).all(1) & guided.isfinite().flatten(1).all(1)
+            self._unsound.append((plan.step.index, ~sound))
         return uncond, guided
 
     def nonfinite(self) -> dict[int, Failure]:
@@ -208,10 +199,29 @@ class GuidedRun:
             method = next(lane.method for lane in self._lanes if row.sample in lane.samples)
             message = f"NaN or Inf in a prediction or safety term, concept '{concept}'"
             events.append((step, row.sample, Failure(method.name, method.version, message, step)))
+        methods = {sample: lane.method for lane in self._lanes for sample in lane.samples}
+        for step, spoilt in self._unsound:
+            for sample in spoilt.nonzero().flatten().tolist():
+                if sample in methods:
+                    source, message = (
+                        methods[sample],
+                        "NaN or Inf in a prediction that is handed to the pipeline",
+                    )
+                    events.append((step, sample, Failure(source.name, source.version, message, step)))
         found: dict[int, Failure] = {}
-        for _, sample, failure in sorted(events, key=lambda event: event[0]):
-            found.setdefault(sample, failure)
+        given_up = self._given_up
+        for step, sample, failure in sorted(events, key=lambda event: event[0]):
+            if step <= given_up.get(sample, step):
+                found.setdefault(sample, failure)
         return found
+
+    @property
+    def _given_up(self) -> dict[int, int]:
+        """The step of the probe after which a sample was left to another pass."""
+        return {
+            sample: next(probe.step for probe in self.gates[sample] if probe.restarts)
+            for sample in self.restarts
+        }
 
     def _start_hooks(self, everywhere: Sequence[StepHook], device: torch.device) -> tuple[HookLane, ...]:
         """The caller's hooks for all samples, then those that policies name, each for the samples of these policies."""
@@ -223,92 +233,25 @@ class GuidedRun:
         for makers, samples in chains.items():  # in the order of these policies, whatever that of others
             for maker in makers:
                 try:
-                    lanes.append(HookLane(maker.make(), tuple(samples), self._index(samples, device)))
+                    lanes.append(
+                        HookLane(maker.make(), tuple(samples), index_of(samples, self.batch, device))
+                    )
                 except CAUGHT as error:
                     self._fail(samples, maker.name, maker.version, error, None)
         return tuple(lanes)
 
-    def _index(self, samples: Sequence[int], device: torch.device) -> Tensor | None:
-        """Samples as an index into the batch; None if they are all of it."""
-        return None if len(samples) == len(self._policies) else torch.tensor(samples, device=device)
-
-    def _start_lanes(self, device: torch.device) -> list[Lane]:
-        # By contribution, not by name: plugin files of two policies may have methods of one name.
-        samples: dict[Any, list[GuidedSample]] = defaultdict(list)
-        methods: dict[Any, Guidance] = {}
-        seen: dict[SafetyPolicy, GuidedSample] = {}
-        for index, policy in enumerate(self._policies):
-            resolved = self._resolved[policy]
-            if resolved.method is not None and resolved.spec is not None:
-                if policy not in seen:  # windows are evaluated once for all samples of a policy
-                    seen[policy] = self._guided_sample(index, policy, resolved.spec)
-                lane = (resolved.kind, resolved.spec.gate is not None)
-                samples[lane].append(replace(seen[policy], index=index))
-                methods.setdefault(lane, resolved.method)
+    def _start_lanes(self, starting: Starting, device: torch.device) -> list[Lane]:
         lanes = []
-        for kind, members in samples.items():
-            method, indices = methods[kind], tuple(member.index for member in members)
+        for method, members in starting.groups():
+            indices = tuple(member.index for member in members)
             try:
-                started = self._start(method, members)
-                lanes.append(Lane(method, started, tuple(members), self._index(indices, device)))
+                started = starting.run(method, members)
+                lanes.append(Lane(method, started, members, index_of(indices, self.batch, device)))
             except ConfigurationError:
                 raise
             except CAUGHT as error:
                 self._fail(indices, method.name, method.version, error, None)
         return lanes
-
-    def _start(self, method: Guidance, members: Sequence[GuidedSample]) -> GuidanceRun:
-        """Begin a run of ``method``, behind the gate that its samples' policies ask for."""
-
-        def plain(samples: Sequence[GuidedSample]) -> GuidanceRun:
-            if not isinstance(method, ReadsPrompts):
-                return method.start(samples, self.schedule)
-            if self._prompts is None:
-                raise GuidanceError(
-                    f"method '{method.name}' rewrites prompts, which a pipeline with a guider does not show; use it with the "
-                    f"model's classic pipeline"
-                )
-            return method.start_with_prompts(samples, self.schedule, self._prompts)
-
-        def start(samples: Sequence[GuidedSample]) -> GuidanceRun:
-            savings = {each.index: each.spec.savings for each in samples if each.spec.savings is not None}
-            return start_saving(plain, samples, self.schedule, savings) if savings else plain(samples)
-
-        gated = members[0].spec.gate is not None
-        return GateRun(members, start, self.schedule) if gated else start(members)
-
-    def _guided_sample(self, index: int, policy: SafetyPolicy, spec: GuidanceSpec) -> GuidedSample:
-        used, probed = self._concepts.used[policy], self._concepts.probed.get(policy, ())
-        with using(catalogue_for([policy])):
-            acting = acting_steps(spec.window, self.schedule)
-            concept_acting = tuple(self._acting_within(acting, each) for each in used)
-        return GuidedSample(
-            index=index,
-            spec=spec,
-            concepts=tuple(each.row for each in used),
-            weights=tuple(each.weight for each in used),
-            acting=acting,
-            strengths=tuple(each.strength for each in used),
-            concept_acting=concept_acting,
-            probed=tuple(each.row for each in probed),
-        )
-
-    def _acting_within(self, acting: tuple[float, ...], used: UsedRow) -> tuple[float, ...]:
-        """How strongly one concept acts at each step by its own window.
-
-        Raises:
-            GuidanceError: never while the guidance does.
-        """
-        if used.window is None:
-            return (1.0,) * len(acting)
-        own = acting_steps(used.window, self.schedule)
-        if not any(one and other for one, other in zip(acting, own, strict=True)):
-            concept = self._concepts.rows[used.row].concept
-            raise GuidanceError(
-                f"the window of concept '{concept}' and that of the guidance are never open together, so the concept would "
-                f"never act; widen one of them"
-            )
-        return own
 
     def _next_step(self) -> Step:
         if self.finished:
@@ -325,7 +268,7 @@ class GuidedRun:
             return None
         try:
             rows = tuple(Row(*row) for row in lane.run.rows(step))
-            _check_rows(rows, lane.members)
+            check_rows(rows, lane.members)
             acts = bool(rows) or (isinstance(lane.run, ActsWithoutRows) and lane.run.acts(step))
             return rows if acts else None
         except CAUGHT as error:
@@ -333,9 +276,18 @@ class GuidedRun:
             return None
 
     def _left_out(self, lane: Lane, step: Step) -> frozenset[int]:
+        """Samples that a method needs no more, all of which are made again: other pictures would not be the model's."""
         if lane.failed or not isinstance(lane.run, LeavesOut):
             return frozenset()
-        return lane.run.left_out(step)
+        try:
+            out = frozenset(lane.run.left_out(step))
+            again = lane.run.restarts if isinstance(lane.run, GateRun) else frozenset[int]()
+            if lost := out - again:
+                raise ValueError(f"samples {sorted(lost)} were left out, and nothing makes them again")
+            return out
+        except CAUGHT as error:
+            self._fail_lane(lane, error, step)
+            return frozenset()
 
     def _own_texts(self, step: Step) -> dict[OwnRow, OwnText]:
         """Other texts for the pipeline's own rows."""
@@ -345,7 +297,7 @@ class GuidedRun:
                 continue
             try:
                 own = {OwnRow(*row): text for row, text in lane.run.own_texts(step).items()}
-                _check_own_texts(own, lane.members)
+                check_own_texts(own, lane.members)
                 texts |= own
             except CAUGHT as error:
                 self._fail_lane(lane, error, step)
@@ -368,7 +320,7 @@ class GuidedRun:
         before = versions(predictions)
         try:
             guided = lane.run.combine(step, predictions)
-            _check_guided(guided, predictions, lane.samples)
+            check_guided(guided, predictions, lane.samples)
             self._tracer.record(step, predictions, guided)
         except CAUGHT as error:
             self._fail_lane(lane, error, step)
@@ -447,44 +399,3 @@ class GuidedRun:
             raise SafetyFailure(f"{source} {version} failed at step {at}: {failure.error}") from error
         for sample in samples:
             self.failures[sample].append(failure)
-
-
-def _check_rows(rows: tuple[Row, ...], members: Sequence[GuidedSample]) -> None:
-    own = {member.index: (*member.concepts, *member.probed) for member in members}
-    for sample, concept in rows:
-        if concept not in own.get(sample, ()):
-            raise ValueError(
-                f"row (sample {sample}, concept {concept}) was asked for, but its samples and their concepts are {own}"
-            )
-    if len(set(rows)) != len(rows):
-        raise ValueError("a row was asked for twice in one step")
-
-
-def _check_own_texts(texts: Mapping[OwnRow, OwnText], members: Sequence[GuidedSample]) -> None:
-    own = {member.index: member.concepts for member in members}
-    for row, text in texts.items():
-        if row.sample not in own or row.part not in (UNCOND, COND):
-            raise ValueError(
-                f"a text was given for {row.part} of sample {row.sample}, but its samples are {sorted(own)}"
-            )
-        if isinstance(text, int) and text not in own[row.sample]:
-            raise ValueError(
-                f"concept {text} was given as a text of sample {row.sample}, which has {own[row.sample]}"
-            )
-
-
-def _put(lane: Lane, whole: Tensor, made: Tensor) -> Tensor:
-    """``whole`` with a method's samples as it made them."""
-    if lane.index is None or made is whole:
-        return made
-    return whole.index_copy(0, lane.index, made.index_select(0, lane.index))
-
-
-def _check_guided(guided: Guided, predictions: Predictions, samples: Sequence[int]) -> None:
-    check_like(guided.cond, predictions.cond, "the guided prediction")
-    if guided.uncond is not None:
-        check_like(guided.uncond, predictions.uncond, "the unconditional prediction")
-    if guided.terms.shape != predictions.concepts.shape:
-        raise TypeError(f"terms must be {tuple(predictions.concepts.shape)}, got {tuple(guided.terms.shape)}")
-    if foreign := set(guided.applied) - set(samples):
-        raise ValueError(f"it says that it was applied to samples {sorted(foreign)}, which are not its own")

@@ -17,10 +17,11 @@ from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import StateManager
 from torch import Tensor, nn
 
-from sldcore.denoiser import DenoiserCall, Forward, OwnRows, RowSource, with_prediction
+from sldcore.denoiser import DenoiserCall, Forward, with_prediction
 from sldcore.encoding import RunConcepts
 from sldcore.errors import GuidanceError
 from sldcore.families.base import COND, UNCOND, Family
+from sldcore.own_rows import OwnRows, RowSource
 from sldcore.run import GuidedRun, StepPlan
 from sldcore.types import Predictions, Row
 
@@ -57,15 +58,14 @@ class Inputs:
             )
         return self._made[rows]
 
-    def own(self, plan: StepPlan, call: DenoiserCall, *, all_rows: bool = False) -> OwnRows | None:
-        """What becomes of the call's own rows at a step; ``all_rows`` leaves none of them out."""
-        out = frozenset[int]() if all_rows else plan.left_out
-        if not out and not plan.own_texts:
+    def own(self, plan: StepPlan, call: DenoiserCall) -> OwnRows | None:
+        """What becomes of the call's own rows at a step."""
+        if not plan.left_out and not plan.own_texts:
             return None
         # Mappings of texts are told apart by identity, and held, so that none can be mistaken for an earlier one.
         texts = tuple(plan.own_texts.items())
         key = (
-            out,
+            plan.left_out,
             call.parts,
             tuple((row, text if isinstance(text, int) else id(text)) for row, text in texts),
         )
@@ -73,7 +73,7 @@ class Inputs:
             arguments = {
                 row: self._concepts.arguments[text] if isinstance(text, int) else text for row, text in texts
             }
-            self._own[key] = (call.own_rows(out, arguments), texts)
+            self._own[key] = (call.own_rows(plan.left_out, arguments), texts)
         return self._own[key][0]
 
     def name_of_shape(self, row: Row) -> str:
@@ -120,8 +120,9 @@ class Together:
         """One step: extend, evaluate, combine, hand back the parts with c'."""
         if self._family.is_aside(call.bound.arguments):
             return call.evaluate(forward)
-        plan = self._run.begin()
-        own = self._inputs.own(plan, call, all_rows=self._caches.in_use(module))
+        # What a cache remembers is of all rows, so that none of them can be left out.
+        plan = self._run.begin(sparing=not self._caches.in_use(module))
+        own = self._inputs.own(plan, call)
         if not self._run.changes(plan):
             return _evaluated(call, forward, own)
         output, parts, concepts = self._evaluate(module, forward, call, plan, own)
@@ -140,12 +141,13 @@ class Together:
             bound = call.with_rows(*self._inputs.of(plan.rows, call), own)
             output = call.spread(call.evaluate(forward, bound), own)
             return output, *call.predictions(output)
+        kept = call.kept()  # some denoisers take things out of the lists that they are given
         output = _evaluated(call, forward, own)
         parts, concepts = call.predictions(output)
         if plan.rows:
             with self._family.around_concepts(self._pipe):
                 concepts = alone(
-                    module, forward, call, plan.rows, self._inputs, self._inputs.name_of_shape, self._caches
+                    module, forward, kept, plan.rows, self._inputs, self._inputs.name_of_shape, self._caches
                 )
         return output, parts, concepts
 
@@ -196,19 +198,18 @@ class Apart:
     def call(self, module: nn.Module, forward: Forward, call: DenoiserCall) -> Any:
         """One part of a step."""
         kept = call.kept()
-        all_rows = self._caches.in_use(module)
         if self._pending is not None and self._continues():
             pending, self._pending = self._pending, None
-            output = _evaluated(call, forward, self._inputs.own(pending.plan, call, all_rows=all_rows))
-            return self._second(module, forward, call, output, pending)
+            output = _evaluated(call, forward, self._inputs.own(pending.plan, call))
+            return self._second(module, forward, kept, output, pending)
         if self.waiting:
             raise GuidanceError(
                 "the denoiser was called once at a step and not again, so there is no unconditional prediction; "
                 "classifier-free guidance is off or took another form. "
                 f"Use {self._family.guidance_argument} > 1{_and_negative(self._family)}, or the policy 'off'"
             )
-        plan = self._run.begin()
-        output = _evaluated(call, forward, self._inputs.own(plan, call, all_rows=all_rows))
+        plan = self._run.begin(sparing=not self._caches.in_use(module))
+        output = _evaluated(call, forward, self._inputs.own(plan, call))
         return self._first(kept, output, plan)
 
     def _continues(self) -> bool:
@@ -261,7 +262,7 @@ class Apart:
 
 
 def _evaluated(call: DenoiserCall, forward: Forward, own: OwnRows | None) -> Any:
-    """The output for the call's own rows; 0 for those that are left out."""
+    """The output for the call's own rows, those that are left out answered with others'."""
     if own is None:
         return call.evaluate(forward)
     return call.spread(call.evaluate(forward, call.only_own(own)), own)

@@ -99,7 +99,7 @@ class Tracer:
     def _index(self, samples: list[int], device: torch.device) -> Tensor:
         key = tuple(samples)
         if key not in self._indices:
-            self._indices[key] = torch.tensor(samples, device=device)
+            self._indices[key] = torch.tensor(samples, dtype=torch.long, device=device)
         return self._indices[key]
 
     def _add_heat(self, terms: Tensor, samples: list[int], applied: tuple[int, ...]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -215,8 +216,8 @@ class Attempt:
 class Probe:
     """What a gate saw of one picture at one step, and what it decided.
 
-    ``relevance`` is the cosine of e_k - e_u and e_p - e_u for each concept that it looked for, -1 to 1; ``guides`` says whether the
-    picture is guided from there on (with ``restarts``: from the first step, in another pass).
+    ``relevance`` is the cosine of e_k - e_u and e_p - e_u for each concept that it looked for, -1 to 1; ``threshold`` is what decided
+    (the gate's ``release`` where guidance acted already); ``guides`` says whether the picture is guided from there on (with ``restarts``: from the first step, in another pass).
     """
 
     step: int
@@ -228,6 +229,9 @@ class Probe:
     @property
     def reason(self) -> str:
         """The decision in words."""
+        unknown = [name for name, value in self.relevance.items() if isnan(value)]
+        if self.guides and unknown:
+            return f"acted because the relevance of '{unknown[0]}' at step {self.step} is not a number"
         name, highest = max(self.relevance.items(), key=lambda item: item[1])
         if self.guides:
             return f"acted because '{name}' reached {highest:.2f} at step {self.step} (threshold {self.threshold:g})"

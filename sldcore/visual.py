@@ -161,7 +161,8 @@ def stack(strips: Sequence[Image.Image]) -> Image.Image:
 def curves(trace: Trace, sample: int) -> Image.Image:
     """Over the steps of one sample: the norm of each concept's safety term, and each concept's relevance.
 
-    Steps at which a term was applied are shaded. Concepts that were never evaluated for the sample are left out.
+    Steps at which guidance acted are shaded. Concepts that were never evaluated for the sample are left out, and among the norms
+    those whose term is zero throughout, such as concepts that a gate only looked at.
 
     Raises:
         ConfigurationError: if the trace has no such sample.
@@ -173,7 +174,6 @@ def curves(trace: Trace, sample: int) -> Image.Image:
         raise ConfigurationError(
             f"no sample {sample} in a trace of {len(trace.evaluated)}; counting starts at 0"
         )
-    shown = [k for k in range(len(trace.concepts)) if trace.evaluated[sample, k].any()]
     figure = Figure(figsize=(9.6, 5.2), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     norms, relevances = figure.subplots(2, 1, sharex=True)
@@ -182,16 +182,32 @@ def curves(trace: Trace, sample: int) -> Image.Image:
     relevances.set_xlabel("step (denoiser call)")
     relevances.set_ylim(-1.05, 1.05)
     relevances.axhline(0, color="#b0b0b8", linewidth=0.8, zorder=0.5)
-    for axes, values in ((norms, trace.norm[sample]), (relevances, trace.relevance[sample])):
+    for axes in (norms, relevances):
         _shade(axes, trace.applied[sample].any(axis=0))
-        _draw_lines(axes, [(trace.concepts[k], values[k]) for k in shown])
+    _draw_concepts(norms, relevances, trace, sample)
     norms.set_ylim(bottom=0)
-    if shown:
-        figure.legend(*norms.get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    else:
-        _say_why_empty(norms, relevances)
+    if trace.evaluated[sample].any():
+        figure.legend(*relevances.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     canvas.draw()  # type: ignore[no-untyped-call]
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
+
+
+def _draw_concepts(norms: Axes, relevances: Axes, trace: Trace, sample: int) -> None:
+    """The concepts' lines, or words where there are none."""
+    shown = [k for k in range(len(trace.concepts)) if trace.evaluated[sample, k].any()]
+    lines = [(trace.concepts[k], trace.norm[sample, k], trace.relevance[sample, k]) for k in shown]
+    strong = False
+    for number, (label, norm, relevance) in enumerate(lines):
+        _draw_line(relevances, number, label, relevance)
+        if np.nan_to_num(norm).any():
+            strong = True
+            _draw_line(norms, number, label, norm)
+    if lines and not strong:
+        _say_instead("no safety term for this picture", norms)
+    elif not lines and trace.applied[sample].any():
+        _say_instead("guided where shaded, without concept rows", norms, relevances)
+    elif not lines:
+        _say_instead("no safety concept was evaluated for this picture", norms, relevances)
 
 
 def _dress(axes: Axes, label: str, steps: int) -> None:
@@ -205,17 +221,17 @@ def _dress(axes: Axes, label: str, steps: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_lines(axes: Axes, lines: Sequence[tuple[str, NDArray[np.floating]]]) -> None:
-    for number, (label, values) in enumerate(lines):
-        axes.plot(
-            values,
-            color=LINES[number % len(LINES)],
-            linestyle=DASHES[number // len(LINES) % len(DASHES)],
-            marker="o",  # a single step between two gaps has no line
-            markersize=3,
-            linewidth=1.6,
-            label=label,
-        )
+def _draw_line(axes: Axes, number: int, label: str, values: NDArray[np.floating]) -> None:
+    """A line in the colour and the dashes of its number."""
+    axes.plot(
+        values,
+        color=LINES[number % len(LINES)],
+        linestyle=DASHES[number // len(LINES) % len(DASHES)],
+        marker="o",  # a single step between two gaps has no line
+        markersize=3,
+        linewidth=1.6,
+        label=label,
+    )
 
 
 def _shade(axes: Axes, applied: NDArray[np.bool_]) -> None:
@@ -225,12 +241,13 @@ def _shade(axes: Axes, applied: NDArray[np.bool_]) -> None:
         axes.axvspan(start - 0.5, stop - 0.5, color="#fbf1dc", linewidth=0, zorder=0, label=label)
 
 
-def _say_why_empty(*panels: Axes) -> None:
+def _say_instead(text: str, *panels: Axes) -> None:
+    """Put ``text`` where there is nothing to draw."""
     for axes in panels:
         axes.set_ylim(-1, 1)
         axes.set_yticks([])
         axes.text(
-            0.5, 0.5, "no safety concept was evaluated for this picture", transform=axes.transAxes,
+            0.5, 0.5, text, transform=axes.transAxes,
             ha="center", va="center", color="#5a5a62", bbox={"facecolor": "white", "linewidth": 0},
         )  # fmt: skip
 

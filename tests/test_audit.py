@@ -117,6 +117,7 @@ def test_a_line_says_what_happened(tmp_path: Path) -> None:
         "earlier": [{"seed": 5, "policy": "weak", "policy_digest": "e" * 64, "verdicts": [said]}],
         "marks": ["label"],
         "rows": 0,
+        "probes": [],
         "timings": {"review": 0.5, "denoise": 1.5},
         "model": "playground",
         "device": "cpu",

@@ -10,40 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_pipelines
 import torch
+from made_gated import CALL, CLOSE, PROMPTS, STEPS, gated, made, pipeline
 
-from sldcore import Result, SafetyEngine, SafetyPolicy, guard
+from sldcore import Result, SafetyEngine, guard
 from sldcore.concepts import load_pack
 from sldcore.contributions import ConceptProvider, GuidanceMethod, PostFilterKind
 from sldcore.errors import GuidanceError, SafetyFailure
 from sldcore.guidance.sld import SLD
-from sldcore.policy import ConceptUse, FilterUse, Gate, Options
+from sldcore.policy import ConceptUse, FilterUse, Options
 from sldcore.types import Verdict
 
-PARTS = tiny_pipelines.parts()
-PROMPTS = ["a red knight", "a blue house", "a green tree"]
-STEPS = 6
-CALL: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "output_type": "np"}
 CATEGORIES = 7
-CLOSE = 5e-4  # other batches, other last bits, and max makes much of them
-
-
-def pipeline() -> Any:
-    return tiny_pipelines.pipeline(**PARTS)
-
-
-def gated(threshold: float, name: str = "max", **fields: Any) -> SafetyPolicy:
-    policy = SafetyPolicy.preset(name)
-    gate = Gate.model_validate(
-        {"probes": (2,), "unit": "steps", "concepts": ("inappropriate/*",), "threshold": threshold, **fields}
-    )
-    assert policy.guidance is not None
-    return policy.replace(name="gated", guidance=policy.guidance.model_copy(update={"gate": gate}))
-
-
-def made(policy: SafetyPolicy | str, prompts: Any = PROMPTS, **call: Any) -> Result:
-    return SafetyEngine(pipeline(), policy).generate(prompts, seed=7, **{**CALL, **call})
 
 
 def between(result: Result) -> tuple[float, int]:

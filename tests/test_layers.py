@@ -35,6 +35,7 @@ RANKS = {
     "filters": 2,
     "denoiser": 2,
     "own_rows": 2,
+    "lanes": 2,
     "guider": 2,
     "encoding": 2,
     "run": 2,

@@ -146,6 +146,7 @@ def test_a_document_says_everything_of_a_report() -> None:
         "asked": {"seed": 7, "policy_digest": "d1"},
         "earlier": [],
         "rows": 11,
+        "probes": [],
         "plain_rows": 8,
         "verdicts": [
             {

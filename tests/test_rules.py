@@ -109,7 +109,7 @@ def test_an_unknown_preset_is_an_error_before_the_first_step(pipe: Any) -> None:
     calls = count_denoiser_calls(pipe)
     with pytest.raises(PolicyError, match="did you mean 'strong'"):
         SafetyEngine(pipe, "stronk")
-    with pytest.raises(PolicyError, match="available: max, medium"), guard(pipe, "none"):
+    with pytest.raises(PolicyError, match="available: gated, max, "), guard(pipe, "none"):
         pipe(PROMPTS[0], **FAST)
     with pytest.raises(PolicyError, match="unknown preset"):
         SafetyEngine(pipe, "off").generate(TWO, policies=["off", "nothing"], **FAST)

@@ -236,6 +236,54 @@ def test_curves_without_concepts_say_so(steps: int) -> None:
     assert not any(len(columns_with(picture, colour)) for colour in PALETTE[:6])
 
 
+def words(picture: Image.Image, panel: int) -> bool:
+    """Whether text stands in the middle of the upper (0) or the lower (1) panel."""
+    top = 90 + 240 * panel
+    return bool((pixels(picture)[top : top + 90, 250:500].min(axis=2) < 140).sum() > 150)
+
+
+def test_curves_of_a_picture_that_was_only_probed_show_relevance_and_say_that_there_is_no_term() -> None:
+    probed = trace(3, warmup=20)
+    probed.applied[:] = False
+    probed.evaluated[0, :, 7] = True
+    probed.norm[0, :, 7] = 0
+    probed.relevance[0, :, 7] = (-0.5, 0.1, 0.5)
+    picture = curves(probed, 0)
+    upper = picture.crop((0, 0, 740, 240))
+    lower = picture.crop((0, 240, 740, picture.height))
+    assert words(picture, 0)
+    assert not any(len(columns_with(upper, colour, 10)) for colour in PALETTE[:3])
+    assert all(len(columns_with(lower, colour, 60)) >= 3 for colour in PALETTE[:3])
+    assert len(columns_with(picture, SHADE)) == 0
+
+
+def test_curves_of_a_method_without_concept_rows_shade_where_it_acted_and_say_so() -> None:
+    swapped = trace(1, warmup=20)
+    swapped.applied[0, 0, :10] = True
+    picture = curves(swapped, 0)
+    shaded = columns_with(picture, SHADE)
+    assert 0.4 * picture.width < len(shaded) < 0.6 * picture.width
+    assert words(picture, 0)
+    assert words(picture, 1)
+
+
+def test_curves_without_a_relevance_draw_the_norm_alone() -> None:
+    odd = trace(1)
+    odd.relevance[:] = np.nan
+    picture = curves(odd, 0)
+    assert len(columns_with(picture.crop((0, 0, 740, 240)), PALETTE[0])) > 100
+    assert len(columns_with(picture.crop((0, 260, 740, picture.height)), PALETTE[0])) == 0
+
+
+def test_curves_draw_no_norm_for_a_concept_whose_term_is_always_zero() -> None:
+    looked_at = trace(2)
+    looked_at.norm[:, 1] = 0
+    picture = curves(looked_at, 0)
+    assert len(columns_with(picture.crop((0, 0, 740, 240)), PALETTE[0])) > 100
+    assert len(columns_with(picture.crop((0, 0, 740, 240)), PALETTE[1])) == 0
+    assert len(columns_with(picture.crop((0, 260, 740, picture.height)), PALETTE[1])) > 100
+
+
 def test_curves_leave_out_concepts_of_other_samples() -> None:
     mixed = trace(2)
     mixed.evaluated[0, 1] = False

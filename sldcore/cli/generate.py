@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from sldcore.cli.generation_account import file_of, table, why_guided, why_withheld
 from sldcore.cli.generation_request import (
     DEFAULT_FPS,
     PLAYGROUND,
@@ -36,8 +36,7 @@ def generate(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help="Preset (off, weak, medium, strong, max, weak-diffusers) or YAML file; one for all prompts, "
-            "or one per prompt.",
+            help=f"Preset ({', '.join(Preset)}) or YAML file; one for all prompts, or one per prompt.",
             show_default="medium",
         ),
     ] = None,
@@ -134,6 +133,8 @@ def generate(
     NNNN-SEED-compare.png: unguided, guided, difference, where guidance acted;
     NNNN-SEED-unguided.png, NNNN-SEED-difference.png: two of these alone;
     NNNN-SEED-curves.png: norm of the safety term and relevance at each step.
+    Where a policy has a gate, the output says why guidance acted on a picture,
+    and result.json what was seen at each probe.
 
     Exit codes:
     0 done
@@ -198,65 +199,14 @@ def _report(done: Progressing, out: Path, messages: Console, json_output: bool) 
         typer.echo(json_text(document, indent=2))
     else:
         console = Console()
-        console.print(_table(pictures))
+        console.print(table(pictures))
+        for picture in pictures:
+            if reason := why_guided(picture):
+                line = f"{file_of(picture)}: guidance {reason}"
+                console.print(escape(line), highlight=False, soft_wrap=True)
         console.print(f"in {escape(str(out))}, with {RESULT_FILE}", highlight=False, soft_wrap=True)
     for picture in pictures:
         if picture["withheld"]:
-            _say(messages, f"withheld {_file(picture)}", _reason(picture))
+            _say(messages, f"withheld {file_of(picture)}", why_withheld(picture))
     if all(picture["withheld"] for picture in pictures):
         raise typer.Exit(ALL_WITHHELD)
-
-
-def _table(pictures: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("file", no_wrap=True)
-    table.add_column("prompt", max_width=40, overflow="fold")
-    for heading in ("seed", "policy", "outcome", "rows", "strongest concept"):
-        table.add_column(heading, justify="right" if heading in ("seed", "rows") else "left", no_wrap=True)
-    for picture in pictures:
-        cells = (_file(picture), picture["prompt"], str(picture["seed"]), picture["policy"])
-        table.add_row(
-            *map(escape, cells), _outcome(picture), _relative_rows(picture), escape(_strongest(picture))
-        )
-    return table
-
-
-def _file(picture: Mapping[str, Any]) -> str:
-    return str(picture["files"].get("picture", "(dropped)"))
-
-
-def _outcome(picture: Mapping[str, Any]) -> str:
-    if picture["withheld"]:
-        return f"[bold red]withheld ({escape(picture['action'])})[/]"
-    if picture["unreviewed"]:
-        return "[bold yellow]shown unreviewed[/]"
-    tries = f" (attempt {picture['attempts']})" if picture["attempts"] > 1 else ""
-    return f"[yellow]flagged[/]{tries}" if picture["flagged"] else f"[green]shown[/]{tries}"
-
-
-def _relative_rows(picture: Mapping[str, Any]) -> str:
-    """Denoiser rows as a multiple of what the picture costs without safety guidance."""
-    return f"{picture['rows'] / picture['plain_rows']:.2f}x" if picture["plain_rows"] else "-"
-
-
-def _strongest(picture: Mapping[str, Any]) -> str:
-    acting = [concept for concept in picture["trace"] if concept["steps_applied"] and concept["max_norm"]]
-    if not acting:
-        return "-"
-    strongest = max(acting, key=lambda concept: float(concept["max_norm"]))
-    return f"{strongest['concept']} ({strongest['max_norm']:.2g})"
-
-
-def _reason(picture: Mapping[str, Any]) -> str:
-    """Why a picture is not shown: errors first, then what flagged it."""
-    errors = [
-        f"{failure['source']} {failure['version']}: {failure['error']}"
-        + (f" (step {failure['step']})" if failure["step"] is not None else "")
-        for failure in picture["errors"]
-    ]
-    flags = [
-        f"{verdict['filter']} {verdict['version']}: {verdict['reason'] or 'flagged'}"
-        for verdict in picture["verdicts"]
-        if verdict["flagged"]
-    ]
-    return "; ".join(errors + flags) or picture["action"]

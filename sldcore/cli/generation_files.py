@@ -7,15 +7,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sldcore.cli.animation import save_webp, still
+from sldcore.cli.generation_account import gate_reason
 from sldcore.cli.generation_request import Picture, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from PIL import Image
 
     from sldcore.engine import SafetyEngine
-    from sldcore.types import Result
+    from sldcore.types import Probe, Result, Trace
 
 
 def write_files(
@@ -55,6 +56,7 @@ def write_files(
 
 def _drawn(picture: Picture, sample: int, guided: Result, plain: Result) -> dict[str, Image.Image]:
     """The picture's files by role, the picture itself last; a dropped picture has none."""
+    from sldcore.provenance import probe_documents
     from sldcore.visual import comparison_strip, curves, difference, enlarged, heat_overlay
 
     image, before = still(guided.images[sample]), still(plain.images[sample])
@@ -65,23 +67,42 @@ def _drawn(picture: Picture, sample: int, guided: Result, plain: Result) -> dict
     if before is None:
         return {"curves": curves(guided.trace, sample), "picture": image}
     changed = difference(before, image)
-    heat = guided.trace.heat[sample]
     panels = [
         (_named("unguided", plain, sample), before),
-        (_named(f"guided by {picture.policy.name}", guided, sample), image),
-        (f"difference x{changed.info['amplification']}", changed),
-        (
-            f"safety term (sum, max {heat.max():.3g})" if heat.any() else "safety term (none)",
-            heat_overlay(enlarged(image), heat),
-        ),
+        (_named(_guided_by(picture, guided.reports[sample].probes), guided, sample), image),
+        (_amplified(changed), changed),
+        (_strength(guided.trace, sample), heat_overlay(enlarged(image), guided.trace.heat[sample])),
     ]
+    title = f"{picture.prompt} · seed {picture.seed}"
+    if reason := gate_reason(probe_documents(guided.reports[sample].probes)):
+        title += f" · guidance {reason}"
     return {
         "unguided": before,
         "difference": changed,
-        "comparison": comparison_strip(panels, f"{picture.prompt} · seed {picture.seed}"),
+        "comparison": comparison_strip(panels, title),
         "curves": curves(guided.trace, sample),
         "picture": image,
     }
+
+
+def _amplified(changed: Image.Image) -> str:
+    if not changed.getbbox():
+        return "difference (none)"
+    return f"difference x{changed.info['amplification']}"
+
+
+def _strength(trace: Trace, sample: int) -> str:
+    """Label of the heat map: how strong the safety term was, if the method made one."""
+    heat = trace.heat[sample]
+    if heat.any():
+        return f"safety term (sum, max {heat.max():.3g})"
+    unseen = trace.applied[sample].any() and not trace.evaluated[sample].any()
+    return "safety term (no concept rows)" if unseen else "safety term (none)"
+
+
+def _guided_by(picture: Picture, probes: Sequence[Probe]) -> str:
+    spared = probes and not any(probe.guides for probe in probes)
+    return f"{picture.policy.name}, not guided" if spared else f"guided by {picture.policy.name}"
 
 
 def _named(label: str, result: Result, sample: int) -> str:

@@ -122,7 +122,10 @@ class LeavesOut(Protocol):
     """A run that knows of samples whose further predictions nobody needs."""
 
     def left_out(self, step: Step) -> frozenset[int]:
-        """Samples whose own rows need not be evaluated at ``step``; their predictions are 0 then. Once out, always out."""
+        """Samples whose own rows need not be evaluated at ``step``, since each is made again; once out, always out.
+
+        What is handed on as their predictions then is another sample's.
+        """
         ...
 
 

@@ -11,14 +11,18 @@ the prompt, and late guidance no longer changes what a picture shows. So a sampl
 the first step (``then: restart``), and its remaining rows in this run are left out; or guidance acts from the probe on
 (``then: continue``).
 
+Where guidance acts by a text in place of one of the pipeline's own (``negative``, ``safree``), e_u or e_p are no longer the
+pipeline's and r_k says nothing, so that later probes leave the sample out: it stays guided.
+
 The device is waited for once per probe, since the number of rows that follow depends on the answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +80,15 @@ def _reached(unit: str, step: Step, at: float) -> bool:
     return step.fraction >= at if unit == "fraction" else step.noise_level <= at
 
 
+class _Seen(NamedTuple):
+    """One probe of one sample: the relevance of each concept, what decided, and the decision."""
+
+    step: int
+    found: dict[int, float]
+    least: float
+    acts: bool
+
+
 @dataclass(slots=True)
 class _Member:
     """One sample behind the gate: what it looks for, whether guidance acts on it, and what was seen."""
@@ -85,7 +98,9 @@ class _Member:
     steps: tuple[int, ...]
     acting: bool
     run: GuidanceRun | None = None
-    seen: list[tuple[int, dict[int, float], bool]] = field(default_factory=list)
+    guided: GuidedSample | None = None
+    """The sample as ``run`` was given it."""
+    seen: list[_Seen] = field(default_factory=list)
 
     @property
     def looked_for(self) -> tuple[int, ...]:
@@ -97,14 +112,30 @@ class _Member:
         least = gate.release if self.acting and gate.release is not None else gate.threshold
         # Not a number is no sign of harmlessness: what cannot be told is guided.
         self.acting = not all(value < least for value in found.values())
-        self.seen.append((step, found, self.acting))
+        self.seen.append(_Seen(step, found, least, self.acting))
 
 
 class GateRun:
-    """State of one run behind gates: a run of the method for each sample on which it acts."""
+    """State of one run behind gates: a run of the method for each sample on which it acts.
 
-    def __init__(self, samples: Sequence[GuidedSample], start: Start, schedule: Schedule) -> None:
-        self._start, self._schedule = start, schedule
+    Args:
+        samples: All have a gate.
+        start: Begins a run of the method.
+        schedule: The run's.
+        scales: Weight and strength of a concept that is looked for, by sample and concept, if these are not 1.
+
+    Raises:
+        GuidanceError: A probe is never reached, or guidance could not act after the first one.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[GuidedSample],
+        start: Start,
+        schedule: Schedule,
+        scales: Mapping[Row, tuple[float, float]] = MappingProxyType({}),
+    ) -> None:
+        self._start, self._schedule, self._scales = start, schedule, scales
         self._members: dict[int, _Member] = {}
         for sample in samples:
             gate = sample.spec.gate
@@ -113,9 +144,10 @@ class GateRun:
             self._members[sample.index] = _Member(
                 sample, gate, probe_steps(gate, schedule), gate.start == "on"
             )
+            _require_steps(self._members[sample.index], schedule)
         for member in self._members.values():
             if member.acting:
-                member.run = start([member.sample])
+                member.run, member.guided = start([member.sample]), member.sample
         self._rows: dict[int, tuple[Row, ...]] = {}
 
     @property
@@ -132,19 +164,21 @@ class GateRun:
 
     def probes(self, names: Sequence[str]) -> dict[int, tuple[Probe, ...]]:
         """What was seen of each sample, with the run's concepts by ``names``."""
-        return {
-            index: tuple(
-                Probe(
-                    step,
-                    {names[concept]: value for concept, value in found.items()},
-                    member.gate.threshold,
-                    acts,
-                    acts and member.gate.then == "restart",
-                )
-                for step, found, acts in member.seen
+        return {index: self.probes_of(index, dict(enumerate(names))) for index in self._members}
+
+    def probes_of(self, sample: int, names: Mapping[int, str]) -> tuple[Probe, ...]:
+        """What was seen of one sample, with its concepts by ``names``."""
+        member = self._members[sample]
+        return tuple(
+            Probe(
+                each.step,
+                {names[concept]: value for concept, value in each.found.items()},
+                each.least,
+                each.acts,
+                each.acts and member.gate.then == "restart",
             )
-            for index, member in self._members.items()
-        }
+            for each in member.seen
+        )
 
     def rows(self, step: Step) -> tuple[Row, ...]:
         """Rows that guide, and those that are only looked at."""
@@ -202,7 +236,7 @@ class GateRun:
         return [
             Row(index, concept)
             for index, member in self._members.items()
-            if step.index in member.steps and not _restarts(member)
+            if step.index in member.steps and not _restarts(member) and not _swaps(member, step)
             for concept in member.looked_for
         ]
 
@@ -226,12 +260,40 @@ class GateRun:
         """Begin or end guidance of one sample as the probe says."""
         member.decide(step, found)
         if not member.acting:
-            member.run = None
-        elif member.run is None and member.gate.then == "continue":
-            member.run = self._start([_guided_by(member.sample, member.gate, found, self._schedule)])
+            member.run = member.guided = None
+        elif member.gate.then == "continue":
+            guided = _guided_by(member.sample, member.gate, found, self._schedule, self._scales)
+            if member.guided is None or set(guided.concepts) - set(member.guided.concepts):
+                member.run, member.guided = self._start([guided]), guided
 
 
-def _guided_by(sample: GuidedSample, gate: Gate, found: dict[int, float], schedule: Schedule) -> GuidedSample:
+def _require_steps(member: _Member, schedule: Schedule) -> None:
+    """Refuse a gate after whose first probe guidance could not act any more.
+
+    Raises:
+        GuidanceError: it is one.
+    """
+    gate = member.gate
+    first = member.steps[0] + 1 if gate.then == "continue" else 0
+    until = gate.found_until if gate.guide != "policy" else 1.0
+    rest = range(first, len(schedule))
+    if not member.acting and not any(
+        member.sample.acting[index] and schedule.step(index).fraction < until for index in rest
+    ):
+        raise GuidanceError(
+            f"what the gate finds could never guide: from denoiser call {first} of {len(schedule)} on, and until "
+            f"{until:g} of the run, the window of the guidance is closed; use an earlier probe, a wider window, or a later "
+            f"found_until"
+        )
+
+
+def _guided_by(
+    sample: GuidedSample,
+    gate: Gate,
+    found: Mapping[int, float],
+    schedule: Schedule,
+    scales: Mapping[Row, tuple[float, float]],
+) -> GuidedSample:
     """The sample with the concepts that guide it after a probe."""
     if gate.guide == "policy":
         return replace(sample, probed=())
@@ -239,24 +301,33 @@ def _guided_by(sample: GuidedSample, gate: Gate, found: dict[int, float], schedu
     if gate.guide == "both" and chosen in sample.concepts:
         return replace(sample, probed=())
     steps = [schedule.step(index) for index in range(len(schedule))]
-    until = tuple(float(step.fraction < gate.found_until) for step in steps)
-    if gate.guide == "found":
-        return replace(
-            sample, concepts=(chosen,), weights=(1.0,), strengths=(1.0,), concept_acting=(until,), probed=()
-        )
     count = len(sample.concepts)
+    strengths = sample.strengths or (1.0,) * count
+    opened = sample.concept_acting or ((1.0,) * len(steps),) * count
+    until = tuple(float(step.fraction < gate.found_until) for step in steps)
+    weight, strength = scales.get(Row(sample.index, chosen), (1.0, 1.0))
+    if chosen in sample.concepts and not sample.probed:  # it looks for the policy's own
+        at = sample.concepts.index(chosen)
+        weight, strength = sample.weights[at], strengths[at]
+        until = tuple(map(min, until, opened[at]))
+    kept = count if gate.guide == "both" else 0
     return replace(
         sample,
-        concepts=(*sample.concepts, chosen),
-        weights=(*sample.weights, 1.0),
-        strengths=(*(sample.strengths or (1.0,) * count), 1.0),
-        concept_acting=(*(sample.concept_acting or ((1.0,) * len(steps),) * count), until),
+        concepts=(*sample.concepts[:kept], chosen),
+        weights=(*sample.weights[:kept], weight),
+        strengths=(*strengths[:kept], strength),
+        concept_acting=(*opened[:kept], until),
         probed=(),
     )
 
 
 def _restarts(member: _Member) -> bool:
-    return member.gate.then == "restart" and bool(member.seen) and member.seen[-1][2]
+    return member.gate.then == "restart" and bool(member.seen) and member.seen[-1].acts
+
+
+def _swaps(member: _Member, step: Step) -> bool:
+    """Whether the method has put a text in place of one of the pipeline's own."""
+    return isinstance(member.run, SwapsTexts) and bool(member.run.own_texts(step))
 
 
 def _acts_alone(member: _Member, step: Step) -> bool:

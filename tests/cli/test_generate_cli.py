@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from sldcore.cli import app
-from sldcore.policy import SafetyPolicy
+from sldcore.policy import Preset, SafetyPolicy
 from sldcore.provenance import read_metadata
 
 
@@ -55,10 +55,7 @@ def broken_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 BAD_INPUT = {
     "an unknown preset names the nearest": (["x", "--policy", "medum"], "did you mean 'medium'"),
-    "an unknown preset lists all": (
-        ["x", "--policy", "medum"],
-        "max, medium, off, strong, weak, weak-diffusers",
-    ),
+    "an unknown preset lists all": (["x", "--policy", "medum"], f"presets: {', '.join(sorted(Preset))};"),
     "a policy file that is not there": (["x", "--policy", "no.yaml"], "no.yaml"),
     "policies that do not fit the prompts": (
         ["x", "--policy", "max", "--policy", "off"],

@@ -88,7 +88,65 @@ def test_validate_refuses_a_policy_that_could_not_run(tmp_path: Path, text: str,
     assert complaint in result.stderr
 
 
+def test_show_prints_the_gate_and_what_it_looks_for() -> None:
+    result = runner.invoke(app, ["policy", "show", "gated"])
+    shown = yaml.safe_load(result.stdout)["guidance"]["gate"]
+    assert (shown["concepts"], shown["threshold"], shown["then"]) == (["inappropriate/*"], 0.3, "restart")
+    sought = [line for line in result.stdout.splitlines() if line.startswith("# looked for by the gate: ")]
+    assert len(sought) == 7
+    assert "# looked for by the gate: inappropriate/violence: an image showing violence" in sought[2]
+    content = json.loads(runner.invoke(app, ["policy", "show", "gated", "--json"]).stdout)
+    assert [each["id"] for each in content["concepts"]] == ["inappropriate"]
+    assert [each["id"] for each in content["probed"]][:2] == [
+        "inappropriate/hate",
+        "inappropriate/harassment",
+    ]
+
+
+def test_show_says_that_a_gate_looks_for_the_concepts_that_guide(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("guidance: {gate: {}}\nconcepts: [nudity]\n")
+    result = runner.invoke(app, ["policy", "show", str(path)])
+    assert "# looked for by the gate: the same concepts\n" in result.stdout
+    assert "looked for" not in runner.invoke(app, ["policy", "show", "max"]).stdout
+
+
+def test_show_prints_savings(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("guidance: {savings: {concept_every: 2, momentum_error: 0.05}}\nconcepts: [nudity]\n")
+    result = runner.invoke(app, ["policy", "show", str(path)])
+    assert yaml.safe_load(result.stdout)["guidance"]["savings"] == {
+        "concept_every": 2,
+        "momentum_error": 0.05,
+    }
+    assert SafetyPolicy.parse(result.stdout) == SafetyPolicy.load(path)
+
+
+WRONG_GATES = {
+    "a threshold that no cosine reaches": ("threshold: 2", "guidance.gate.threshold: "),
+    "a slip of the pen": ("treshold: 0.2", "unknown key 'treshold'; did you mean 'threshold'?"),
+    "probes in the wrong order": ("probes: [0.4, 0.2]", "probes must rise, got"),
+    "a probe outside the run": ("probes: [3]", "probes must be in 0..1 for unit 'fraction', got 3"),
+    "half a step": ("unit: steps, probes: [0.5]", "probes in steps are whole numbers"),
+    "a release above the threshold": ("release: 0.5", "release (0.5) must not be above threshold (0.25)"),
+    "a restart of what is guided already": ("start: 'on'", "needs no restart; use `then: continue`"),
+    "an end of what is not found": ("found_until: 0.5", "found_until needs `guide: found` or `guide: both`"),
+    "a concept that does not exist": ("concepts: [inappropriate/vilence]", "did you mean 'violence'?"),
+}
+
+
+@pytest.mark.parametrize(("gate", "complaint"), WRONG_GATES.values(), ids=WRONG_GATES.keys())
+def test_validate_refuses_a_wrong_gate_with_one_message(tmp_path: Path, gate: str, complaint: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"guidance: {{gate: {{{gate}}}}}\nconcepts: [inappropriate]\n")
+    result = runner.invoke(app, ["policy", "validate", str(path)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert complaint in result.stderr
+    assert result.stderr.count("error: ") == 1
+
+
 def test_schema_prints_a_schema_that_accepts_what_show_prints() -> None:
     schema = json.loads(runner.invoke(app, ["policy", "schema"]).stdout)
     jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(yaml.safe_load(runner.invoke(app, ["policy", "show", "strong"]).stdout), schema)
+    for preset in ("strong", "gated"):
+        jsonschema.validate(yaml.safe_load(runner.invoke(app, ["policy", "show", preset]).stdout), schema)

@@ -229,6 +229,63 @@ def test_guidance_by_both_adds_what_was_found_for_a_while() -> None:
     assert [rows for rows, _ in walked(own, 1, {0: {Row(0, 0): 0.6}})[1:]] == [(Row(0, 0),)] * 5
 
 
+def test_what_guides_from_the_start_gives_way_to_what_is_found() -> None:
+    fields = {"start": "on", "then": "continue", "guide": "found", "threshold": 0.3}
+    gate = Gate(probes=(1, 3), unit="steps").model_copy(update=fields)
+    run = run_of(sample(0, gate, probed=(1, 2)))
+    found = {1: {Row(0, 1): 0.4, Row(0, 2): 0.6}, 3: {Row(0, 1): 0.7, Row(0, 2): 0.5}}
+    rows = [rows for rows, _ in walked(run, 1, found)]
+    assert [rows[step] for step in (0, 2, 4, 5)] == [(Row(0, 0),), (Row(0, 2),), (Row(0, 1),), (Row(0, 1),)]
+
+
+@pytest.mark.parametrize("probed", [(), (1, 2)])
+def test_a_found_concept_guides_with_its_own_scales(probed: tuple[int, ...]) -> None:
+    gate = Gate(probes=(0,), unit="steps", threshold=0.3, then="continue", guide="found")
+    given = replace(
+        sample(0, gate, (0, 1), probed),
+        weights=(1.0, 2.0),
+        strengths=(1.0, 3.0),
+        concept_acting=((1.0,) * STEPS, (1.0, 1.0, 1.0, 1.0, 0.0, 0.0)),
+    )
+    started: list[GuidedSample] = []
+
+    def start(chosen: Sequence[GuidedSample]) -> GuidanceRun:
+        started.extend(chosen)
+        return SLD().start(chosen, schedule(STEPS))
+
+    run = GateRun([given], start, schedule(STEPS), {Row(0, 1): (5.0, 7.0)} if probed else {})
+    walked(run, 1, {0: {Row(0, concept): 0.3 * concept for concept in probed or (0, 1)} | {Row(0, 1): 0.9}})
+    (guided,) = started
+    assert guided.concepts == (1,)
+    assert (guided.weights, guided.strengths) == (((5.0,), (7.0,)) if probed else ((2.0,), (3.0,)))
+    assert guided.concept_acting == ((1.0,) * STEPS,) if probed else (given.concept_acting[1],)
+
+
+def test_a_sample_whose_texts_are_swapped_is_no_longer_probed() -> None:
+    gate = Gate(probes=(0, 2), unit="steps", threshold=0.3, then="continue")
+    run, times = GateRun([sample(0, gate)], lambda chosen: Swapping(0), schedule(STEPS)), schedule(STEPS)
+    step = times.step(0)
+    run.combine(step, predictions(run.rows(step), 1, {Row(0, 0): 0.9}))
+    assert run.rows(times.step(2)) == ()
+    assert run.own_texts(times.step(2)) == {OwnRow(0, "uncond"): 0}
+    assert len(run.probes(["a"])[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "acting"),
+    [
+        ({"then": "continue", "probes": (3,)}, (1, 1, 1, 1, 0, 0)),
+        ({"guide": "found", "found_until": 0.3, "probes": (1,)}, (0, 0, 1, 1, 1, 1)),
+    ],
+)
+def test_a_gate_after_which_nothing_can_guide_is_an_error_at_once(
+    fields: dict[str, object], acting: tuple[float, ...]
+) -> None:
+    gate = Gate.model_validate({"unit": "steps", "threshold": 0.3, **fields})
+    with pytest.raises(GuidanceError, match="could never guide"):
+        run_of(replace(sample(0, gate), acting=acting))
+
+
 def test_behind_the_gate_a_method_does_what_it_does_alone() -> None:
     gate = Gate(probes=(1,), unit="steps", threshold=0.0, then="continue")
     behind = run_of(sample(0, gate))
@@ -318,6 +375,16 @@ def test_the_gate_hands_on_what_a_method_does_besides_rows() -> None:
 
 
 # --- in policies ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("written", "read"), [("on", "on"), ("off", "off"), ("'on'", "on")])
+def test_a_bare_on_is_what_it_looks_like(written: str, read: str) -> None:
+    text = f"concepts: [inappropriate]\nguidance: {{gate: {{start: {written}, then: continue}}}}"
+    policy = SafetyPolicy.parse(text)
+    assert policy.guidance is not None
+    assert policy.guidance.gate is not None
+    assert policy.guidance.gate.start == read
+    assert SafetyPolicy.parse(policy.dump()) == policy
 
 
 def test_a_gate_is_part_of_the_policy_file_and_of_its_digest() -> None:
