@@ -128,7 +128,7 @@ WRONG_GATES = {
     "probes in the wrong order": ("probes: [0.4, 0.2]", "probes must rise, got"),
     "a probe outside the run": ("probes: [3]", "probes must be in 0..1 for unit 'fraction', got 3"),
     "half a step": ("unit: steps, probes: [0.5]", "probes in steps are whole numbers"),
-    "a release above the threshold": ("release: 0.5", "release (0.5) must not be above threshold (0.25)"),
+    "a release above the threshold": ("release: 0.5", "release (0.5) must not be above threshold (0.3)"),
     "a restart of what is guided already": ("start: 'on'", "needs no restart; use `then: continue`"),
     "an end of what is not found": ("found_until: 0.5", "found_until needs `guide: found` or `guide: both`"),
     "a concept that does not exist": ("concepts: [inappropriate/vilence]", "did you mean 'violence'?"),
