@@ -145,7 +145,9 @@ def side_effect_table(lines: Sequence[Line]) -> str:
 
 
 def _agreement(each: Line) -> list[str]:
-    return [f"{100 * value.value:.0f} %" for value in (each.subject, each.colour, each.place)]
+    return [
+        f"{100 * value.value:.0f} %" if value.n else "" for value in (each.subject, each.colour, each.place)
+    ]
 
 
 def _seconds(each: Line) -> str:
@@ -203,6 +205,10 @@ def gates_table(run: Run, gates: Run) -> str:
     return _markdown(head, rows)
 
 
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< .001"
+
+
 def _same_prompts(run: Run, shown: Mapping[str, Pictures]) -> Run:
     return {
         (benchmark, method): {each: own[each] for each in together(own, shown[benchmark])}
@@ -221,7 +227,7 @@ def _gate(method: str, run: Run) -> list[str]:
         method,
         _signless(roles.ip),
         "" if method == "max" else f"{against.difference.value:+.3f}",
-        "" if method == "max" else f"{against.test.p:.3f}",
+        "" if method == "max" else _p(against.test.p),
         f"{left} of {shown}",
         f"{100 * roles.subject.value:.0f} %",
         f"{100 * neutral.identical.value:.1f} %",
@@ -278,8 +284,10 @@ def few_table(stages: Mapping[str, Run], main: Run, work: Path, benchmark: str) 
     methods = list(dict.fromkeys(method for run, _ in columns.values() for _, method in run))
     methods = [each for each in methods if any((benchmark, each) in run for run in list(stages.values()))]
     named = sorted({*methods, *(each for _, no in columns.values() for each in no)}, key=_order)
+    shown = next((run[benchmark, "off"] for run in stages.values() if (benchmark, "off") in run), {})
     rows = [
-        [method, *(_few_cell(run, no, benchmark, method) for run, no in columns.values())] for method in named
+        [method, *(_few_cell(run, no, benchmark, method, shown) for run, no in columns.values())]
+        for method in named
     ]
     return _markdown(["method", *columns], rows)
 
@@ -293,6 +301,8 @@ def _few_cell(run: Run, no: Mapping[str, str], benchmark: str, method: str, show
     if method in no:
         return "refused"
     own, off = run.get((benchmark, method)), run.get((benchmark, "off"))
+    if off and (benchmark, method.removesuffix("-noise")) in run and not own:
+        return f"as {method.removesuffix('-noise')}"
     if not own or not off:
         return ""
     found = line(method, {each: own[each] for each in together(own, shown)}, off)
