@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 MARKER: Final = "sldcore_plugins"
 FIXTURE: Final = "installed_plugins"
 VARIABLE: Final = "SLD_PLUGINS"
+OUTSIDE: Final = "SLD_PLUGINS_OUTSIDE_TESTS"
+"""What the variable was before the first pytest of a family of processes (workers of pytest-xdist, a pytest in a test) set it."""
 
 
 class Refusal:
@@ -41,9 +43,12 @@ class Refusal:
     def __init__(self) -> None:
         self.asked = False
         self._environment = os.environ.get(VARIABLE)
+        if self._environment == "none":  # perhaps set by the pytest that began this one
+            self._environment = os.environ.get(OUTSIDE, "none") or None
         self._default = sldcore.default_catalogue
         self._patches = pytest.MonkeyPatch()
         self._patches.setattr(sldcore, "default_catalogue", self._catalogue)
+        self._patches.setenv(OUTSIDE, self._environment or "")
         self._patches.setenv(VARIABLE, "none")
         self._reset()
 

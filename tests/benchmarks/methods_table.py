@@ -86,13 +86,13 @@ def stages(work: Path) -> list[Stage]:
         Stage("gates", both, gates(), limit=GATES_LIMIT),
         Stage("savings", both, savings(), limit=LIMIT),
         Stage("expensive", both, dear, limit=LIMIT),
-        *(_few(steps, scheduler) for steps in FEW_STEPS for scheduler in SCHEDULERS),
+        *(_few(steps, scheduler, cheap) for steps in FEW_STEPS for scheduler in SCHEDULERS),
         Stage("explicit-peers", (EXPLICIT,), cheap),
     ]
 
 
-def _few(steps: int, scheduler: str) -> Stage:
-    named = [with_scheduler(each, scheduler) for each in presets(*PRESETS, *NOISE_PRESETS)]
+def _few(steps: int, scheduler: str, others: Sequence[SafetyPolicy]) -> Stage:
+    named = [with_scheduler(each, scheduler) for each in (*presets(*PRESETS, *NOISE_PRESETS), *others)]
     return Stage(f"few-{steps}-{scheduler}", (ROLES, NEUTRAL), named, steps, limit=LIMIT)
 
 

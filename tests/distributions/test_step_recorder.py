@@ -90,7 +90,7 @@ def test_the_table_says_the_same_as_the_json(tmp_path: Path) -> None:
     folder = tmp_path / "run-0001"
     content = json.loads((folder / "record.json").read_text("utf-8"))
     rows = list(csv.DictReader(io.StringIO((folder / "statistics.csv").read_text("utf-8"))))
-    assert len(rows) == STEPS * len(SAMPLES) * 4
+    assert len(rows) == STEPS * len(SAMPLES) * 5
     for row in rows:
         values = content["statistics"][row["quantity"]]
         for measure in ("norm", "mean", "std"):
@@ -106,7 +106,7 @@ def test_steps_are_recorded_with_their_noise(content: dict[str, Any]) -> None:
 def test_every_says_which_steps_are_pictured_and_the_last_always_is(tmp_path: Path) -> None:
     record(tmp_path, every=4)
     content = json.loads((tmp_path / "run-0001" / "record.json").read_text("utf-8"))
-    assert content["previews"] == {"steps": [0, 4, 5], "quantities": ["guided", "safety"]}
+    assert content["previews"] == {"steps": [0, 4, 5], "quantities": ["latents", "guided", "safety"]}
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from textwrap import dedent
 from xml.etree import ElementTree
 
 import pytest
+
+from sldcore.testing import plugin
 
 pytest_plugins = ["pytester"]
 
@@ -333,3 +336,19 @@ def test_everything_is_put_back_after_the_run(
     )
     done = installed.run(sys.executable, str(script))
     assert done.ret == 0, done.errlines
+
+
+@pytest.mark.parametrize(("outside", "seen"), [("", None), ("a,b", "a,b")])
+def test_workers_know_what_the_variable_was_before_tests_set_it(
+    outside: str, seen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(plugin.VARIABLE, "none")
+    monkeypatch.setenv(plugin.OUTSIDE, outside)
+    refusal = plugin.Refusal()
+    try:
+        assert os.environ[plugin.VARIABLE] == "none"
+        with refusal.test(asked=True):
+            assert os.environ.get(plugin.VARIABLE) == seen
+        assert os.environ[plugin.OUTSIDE] == outside
+    finally:
+        refusal.end()
