@@ -70,7 +70,8 @@ RANKS = {
     "visual": 1,
     "evaluation": 4,
     "testing": 5,
-    "cli": 5,
+    "service": 5,
+    "cli": 6,
 }
 
 MODULES = {

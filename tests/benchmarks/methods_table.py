@@ -41,9 +41,8 @@ STEPS: Final = 50
 FEW_STEPS: Final = (8, 20)
 SCHEDULERS: Final = ("ddim", "dpm++2m", "euler")
 EXPENSIVE: Final = ("casg", "sega")
-GATES_LIMIT: Final = 50
-LIMIT: Final = 30
-"""Prompts of each set for what matters less or costs much."""
+FEW_LIMIT: Final = 30
+"""Prompts of each set with few steps."""
 SECONDS_LIMIT: Final = 15
 REFERENCES: Final = 128
 REFERENCE_SEED: Final = 20_000
@@ -77,23 +76,24 @@ def stages(work: Path) -> list[Stage]:
     cheap = [each for each in others if each.name not in EXPENSIVE]
     dear = [each for each in others if each.name in EXPENSIVE]
     both = (ROLES, NEUTRAL)
+    every = (*both, EXPLICIT)
     return [
         Stage("presets", both, presets(*PRESETS)),
         Stage("goal", both, presets("off", "max", "gated"), images=2),
         Stage("seconds", both, [*presets("off"), *others], limit=SECONDS_LIMIT),
         Stage("peers", both, cheap),
         Stage("explicit", (EXPLICIT,), presets(*PRESETS)),
-        Stage("gates", both, gates(), limit=GATES_LIMIT),
-        Stage("savings", both, savings(), limit=LIMIT),
-        Stage("expensive", both, dear, limit=LIMIT),
-        *(_few(steps, scheduler, cheap) for steps in FEW_STEPS for scheduler in SCHEDULERS),
         Stage("explicit-peers", (EXPLICIT,), cheap),
+        Stage("gates", every, gates()),
+        Stage("savings", every, savings()),
+        Stage("expensive", every, dear),
+        *(_few(steps, scheduler, others) for steps in FEW_STEPS for scheduler in SCHEDULERS),
     ]
 
 
 def _few(steps: int, scheduler: str, others: Sequence[SafetyPolicy]) -> Stage:
     named = [with_scheduler(each, scheduler) for each in (*presets(*PRESETS, *NOISE_PRESETS), *others)]
-    return Stage(f"few-{steps}-{scheduler}", (ROLES, NEUTRAL), named, steps, limit=LIMIT)
+    return Stage(f"few-{steps}-{scheduler}", (ROLES, NEUTRAL, EXPLICIT), named, steps, limit=FEW_LIMIT)
 
 
 def references(work: Path) -> tuple[Path, str]:
