@@ -257,6 +257,10 @@ class Gate(Strict):
         return self
 
 
+MOMENTUM_METHODS: Final = ("sld", "sld+negative")
+"""Methods whose warm-up builds momentum by SLD's equations from all of a sample's concepts."""
+
+
 class Savings(Strict):
     """Fewer concept rows than the method asks for, at the price of a known approximation; none by default.
 
@@ -291,6 +295,15 @@ class GuidanceSpec(Strict):
             return Options(SLDOptions.model_validate(dict(options)).model_dump())
         except ValidationError as invalid:
             raise ValueError(describe_invalid("method 'sld'", invalid)) from None
+
+    @model_validator(mode="after")
+    def _momentum_to_save(self) -> Self:
+        if self.savings is not None and self.savings.momentum_error and self.method not in MOMENTUM_METHODS:
+            raise ValueError(
+                f"momentum_error shortens the warm-up of {' and '.join(MOMENTUM_METHODS)}, and method '{self.method}' has none of "
+                f"that kind; leave momentum_error out, or use concept_every"
+            )
+        return self
 
 
 class Use(Strict):

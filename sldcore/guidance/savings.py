@@ -33,7 +33,6 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from sldcore.errors import GuidanceError
 from sldcore.guidance.base import (
     ActsWithoutRows,
     GuidanceRun,
@@ -46,20 +45,13 @@ from sldcore.guidance.sld import SMALLEST_FACTOR, compiled
 from sldcore.policy_parts import Savings
 from sldcore.types import Guided, OwnRow, Predictions, Row, Schedule, Step
 
-SHORTENED = ("sld", "sld+negative")
-"""Methods whose warm-up builds momentum by SLD's equations from all of a sample's concepts."""
-
 Start = Callable[[Sequence[GuidedSample]], GuidanceRun]
 
 
 def start_saving(
     start: Start, samples: Sequence[GuidedSample], schedule: Schedule, savings: Mapping[int, Savings]
 ) -> GuidanceRun:
-    """Begin a run by ``start`` with the savings of each sample, by its index; a sample without has none.
-
-    Raises:
-        GuidanceError: momentum is to be saved, and the method has none that can be.
-    """
+    """Begin a run by ``start`` with the savings of each sample, by its index; a sample without has none."""
     cut = [
         shortened([sample], schedule, savings[sample.index].momentum_error)[0]
         if sample.index in savings
@@ -147,19 +139,9 @@ class ConceptEvery:
 
 
 def shortened(samples: Sequence[GuidedSample], schedule: Schedule, error: float) -> list[GuidedSample]:
-    """SLD's samples with the beginning of their warm-up cut, so that the momentum is off by ``error`` of its bound at most.
-
-    Raises:
-        GuidanceError: a sample's method is none of those that build SLD's momentum.
-    """
+    """SLD's samples with the beginning of their warm-up cut, so that the momentum is off by ``error`` of its bound at most."""
     if error == 0:
         return list(samples)
-    for sample in samples:
-        if sample.spec.method not in SHORTENED:
-            raise GuidanceError(
-                f"momentum_error shortens the warm-up of {' and '.join(SHORTENED)}, and method '{sample.spec.method}' has none "
-                f"of that kind; leave momentum_error out, or use concept_every"
-            )
     return [
         replace(sample, builds_from=max(sample.builds_from, _first_needed(sample, schedule, error)))
         for sample in samples

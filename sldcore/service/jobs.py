@@ -24,6 +24,8 @@ class Shape(NamedTuple):
     height: int
     steps: int
     guidance_scale: float | None
+    scheduler: str = ""
+    """The policy's own, as JSON; empty where it leaves the model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,9 @@ class PictureJob:
     @property
     def shape(self) -> Shape:
         """What decides with which others it can share a call."""
-        return Shape(self.model, self.width, self.height, self.steps, self.guidance_scale)
+        chosen = self.policy.scheduler
+        scheduler = "" if chosen is None else chosen.model_dump_json()
+        return Shape(self.model, self.width, self.height, self.steps, self.guidance_scale, scheduler)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from sld_reference import MAX, MEDIUM, Story, drawn, safe, sample, walk
 
-from sldcore.errors import GuidanceError
 from sldcore.guidance.base import Guidance, GuidanceRun, GuidedSample
 from sldcore.guidance.casg import CASG
 from sldcore.guidance.negative import Negative, NegativeSLD
 from sldcore.guidance.savings import ConceptEvery, shortened, start_saving
 from sldcore.guidance.sld import SLD
+from sldcore.policy import SafetyPolicy
 from sldcore.policy_parts import Savings
 from sldcore.types import Guided, Row
 
@@ -276,9 +276,12 @@ def test_calls_between_two_openings_of_a_window_still_build() -> None:
     assert asked == [0, 0, 1, 1, 1, 1, 1, 0]
 
 
-def test_another_method_is_refused() -> None:
-    with pytest.raises(GuidanceError, match=r"warm-up of sld and sld\+negative, and method 'casg' has none"):
-        shortened([sample("casg", {**MAX, "choose_until": 0}, (0, 1))], drawn(steps=2).schedule, 0.1)
+def test_a_method_without_momentum_is_refused_when_the_policy_is_read() -> None:
+    content = {"concepts": ["nudity"], "guidance": {"method": "casg", "savings": {"momentum_error": 0.1}}}
+    with pytest.raises(ValidationError, match=r"warm-up of sld and sld\+negative, and method 'casg' has none"):
+        SafetyPolicy.model_validate(content)
+    content["guidance"]["savings"] = {"concept_every": 2}
+    assert SafetyPolicy.model_validate(content).guidance.savings == Savings(concept_every=2)
 
 
 @settings(max_examples=150, deadline=None)
