@@ -10,24 +10,21 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+from sldcore.audit_records import account_record, now, prompt_hash, review_seconds
 from sldcore.errors import ConfigurationError, SafetyFailure
-from sldcore.provenance import json_text, probe_documents
-from sldcore.types import Failure, Report, Verdict
+from sldcore.locked_files import locked, write_whole
+from sldcore.provenance import json_text, report_document
+from sldcore.types import Report
 
 FORMAT: Final = 1
 """Version of the layout of a line."""
 
 MAX_BYTES: Final = 64 * 2**20
-_MODE: Final = 0o600
 _PICTURE: Final = ("model", "model_class", "scheduler", "device", "dtype", "versions")
 """What is taken from provenance: nothing that a user wrote, such as a negative prompt."""
 
@@ -74,7 +71,7 @@ class AuditLog:
         self._max_bytes = max_bytes
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self.path):
+            with locked(self.path):
                 pass  # opening it is the check
         except OSError as problem:
             raise ConfigurationError(
@@ -102,80 +99,25 @@ class AuditLog:
 
     def _append(self, line: bytes) -> None:
         while True:
-            with _locked(self.path) as file:
+            with locked(self.path) as file:
                 size = os.fstat(file).st_size
                 if size and size + len(line) > self._max_bytes:
                     self.path.rename(f"{self.path}.{max(_numbers(self.path), default=0) + 1}")
                     continue
                 torn = size and os.pread(file, 1, size - 1) != b"\n"
-                whole = b"\n" + line if torn else line
-                written = os.write(file, whole)
-                if written < len(whole):
-                    raise OSError(f"only {written} of {len(whole)} bytes were taken; is the disk full?")
-                os.fsync(file)
+                write_whole(file, b"\n" + line if torn else line)
                 return
 
     def _document(self, report: Report, provenance: Mapping[str, Any]) -> dict[str, Any]:
-        prompt = report.prompt.encode("utf-8", "surrogatepass")
+        account = report_document(report)
         return {
             "format": FORMAT,
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "prompt_sha256": sha256(self._salt + prompt).hexdigest(),
+            "time": now(),
+            "prompt_sha256": prompt_hash(report.prompt, self._salt),
             **({"prompt": report.prompt} if self._plain else {}),
-            "seed": report.seed,
-            "policy": report.policy,
-            "policy_digest": report.policy_digest,
-            "action": report.action,
-            "flagged": report.flagged,
-            "withheld": report.withheld,
-            "unreviewed": report.unreviewed,
-            "verdicts": self._verdicts(report.verdicts),
-            "errors": [self._failure(failure, report.prompt) for failure in report.errors],
-            "attempts": report.attempts,
-            "earlier": [
-                {
-                    "seed": attempt.seed,
-                    "policy": attempt.policy,
-                    "policy_digest": attempt.policy_digest,
-                    "verdicts": self._verdicts(attempt.verdicts),
-                }
-                for attempt in report.earlier
-            ],
-            "marks": report.marks,
-            "rows": report.rows,
-            "probes": probe_documents(report.probes),
-            "timings": _timings(report, provenance),
+            **account_record(account, plain=self._plain),
+            "timings": {"review": review_seconds(account), **provenance.get("timings", {})},
             **{name: provenance[name] for name in _PICTURE if name in provenance},
-        }
-
-    def _verdicts(self, verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
-        # A reason may quote the prompt, so it is kept only where prompts are.
-        return [
-            {
-                "filter": verdict.filter,
-                "version": verdict.version,
-                "flagged": bool(verdict.flagged),
-                "scores": verdict.scores,
-                "thresholds": verdict.thresholds,
-                "weights": verdict.weights,
-                "seconds": verdict.seconds,
-                "shadow": verdict.shadow,
-                **({"reason": verdict.reason} if self._plain else {}),
-            }
-            for verdict in verdicts
-        ]
-
-    def _failure(self, failure: Failure, prompt: str) -> dict[str, Any]:
-        error = failure.error
-        if not self._plain:
-            for form in (prompt, repr(prompt)[1:-1]):
-                error = error.replace(form, "[prompt]") if form else error
-        return {
-            "source": failure.source,
-            "version": failure.version,
-            "error": error,
-            "step": failure.step,
-            "on_error": failure.on_error,
         }
 
 
@@ -195,13 +137,6 @@ def read_audit(path: str | os.PathLike[str]) -> Audit:
     parsed = [_parsed(line) for line in lines]
     records = tuple(record for record in parsed if record is not None)
     return Audit(records, len(parsed) - len(records))
-
-
-def _timings(report: Report, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds: of all reviews of this picture, and what else the engine measured."""
-    reviews = [report.verdicts, *(attempt.verdicts for attempt in report.earlier)]
-    review = sum(verdict.seconds for verdicts in reviews for verdict in verdicts)
-    return {"review": review, **provenance.get("timings", {})}
 
 
 def _line(document: Mapping[str, Any]) -> bytes:
@@ -245,34 +180,3 @@ def _numbers(path: Path) -> list[int]:
     """Numbers of the files that a log has filled."""
     name = re.compile(re.escape(path.name) + r"\.([1-9][0-9]*)")
     return [int(match[1]) for each in path.parent.iterdir() if (match := name.fullmatch(each.name))]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """The log's file, open for appending and locked; not one that another process has just put aside.
-
-    Raises:
-        OSError: It cannot be opened, or is no regular file.
-    """
-    import fcntl
-
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
-        try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise OSError("it is no regular file")
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_at(file, path):
-                yield file
-                return
-        finally:
-            os.close(file)
-
-
-def _is_at(file: int, path: Path) -> bool:
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    here = os.fstat(file)
-    return (here.st_ino, here.st_dev) == (there.st_ino, there.st_dev)

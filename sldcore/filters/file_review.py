@@ -1,25 +1,19 @@
-"""Existing pictures reviewed with a policy's filters: the chain that reviews what the engine makes."""
+"""Picture files reviewed with a policy's filters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-import numpy as np
 from PIL import Image
 
 from sldcore import __version__
-from sldcore.catalogue import using
-from sldcore.concepts import resolve
-from sldcore.errors import PolicyError
-from sldcore.filters.base import PictureContext
-from sldcore.filters.chain import Chain, Findings
+from sldcore.filters.chain import Findings
 from sldcore.filters.picture_files import views
+from sldcore.filters.picture_review import PictureReview, categories_of, judged_report
 from sldcore.policy import SafetyPolicy
-from sldcore.resolution import catalogue_for
-from sldcore.review import decide
 from sldcore.types import Failure, Report
 
 MOST_PIXELS: Final = 2**24
@@ -64,20 +58,8 @@ class FileReview:
     """
 
     def __init__(self, policy: SafetyPolicy) -> None:
-        if not policy.filters:
-            raise PolicyError(
-                f"policy '{policy.name}' has no filters, so nothing would be reviewed; add some, such as "
-                f"`filters: [opennsfw]` (`sld filters list` shows what there is)"
-            )
         self.policy = policy
-        # Prompt filters and marks have no part in this, and may have weights to load.
-        self._policy = policy.replace(prompt_filters=(), marks=())
-        self._catalogue = catalogue_for([policy])
-        self._chain = Chain()
-        with using(self._catalogue):
-            self._chain.prepare([self._policy])
-            used = [each.concept for each in resolve(policy.concepts)]
-        self._concepts: Mapping[str, tuple[str, ...]] = {concept.id: (concept.text,) for concept in used}
+        self._review = PictureReview(policy)
 
     def files(self, files: Sequence[Path], batch_size: int = 8) -> Iterator[Reviewed]:
         """Every picture of the files, in order; at most ``batch_size`` of one size are reviewed together."""
@@ -93,46 +75,23 @@ class FileReview:
         yield from self._reviewed(waiting)
 
     def _decoded(self, file: Path) -> Iterator[Reviewed]:
-        report = Report("", None, self.policy.name, self.policy.digest, self._concepts)
+        report = self._review.blank
         try:
             for view in views(file):
                 yield Reviewed(file, view.name, view.picture, report)
         except Exception as problem:  # decoders raise all sorts of things over broken files
-            failure = Failure("picture file", __version__, f"{type(problem).__name__}: {problem}")
-            yield Reviewed(file, "", None, replace(report, errors=(failure,), action="block"))
+            yield Reviewed(file, "", None, replace(report, errors=(unreadable(problem),), action="block"))
 
     def _reviewed(self, pictures: Sequence[Reviewed]) -> list[Reviewed]:
-        done = list(pictures)
-        sizes: dict[tuple[int, int], list[int]] = {}
-        for index, each in enumerate(pictures):
-            if each.picture is not None:
-                sizes.setdefault(each.picture.size, []).append(index)
-        for members in sizes.values():
-            together = [shown for index in members if (shown := pictures[index].picture) is not None]
-            for index, findings in zip(members, self._findings(together), strict=True):
-                done[index] = self._judged(pictures[index], findings)
-        return done
-
-    def _findings(self, pictures: Sequence[Image.Image]) -> list[Findings]:
-        pixels = np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures])  # [B, H, W, 3]
-        pixels /= np.float32(255)
-        context = PictureContext("", None, self._policy, self._concepts)
-        with using(self._catalogue):
-            return self._chain.pictures(pixels, [context] * len(pictures), [False] * len(pictures))
+        shown = [each.picture for each in pictures if each.picture is not None]
+        found = iter(self._review.findings(shown))
+        return [each if each.picture is None else self._judged(each, next(found)) for each in pictures]
 
     def _judged(self, picture: Reviewed, findings: Findings) -> Reviewed:
-        categories = tuple(
-            dict.fromkeys(
-                name for _, verdict in findings.flagged_by for name in verdict.above or (verdict.filter,)
-            )
-        )
-        if findings.failures:
-            report = replace(
-                picture.report,
-                verdicts=tuple(findings.verdicts),
-                errors=tuple(findings.failures),
-                action="block",
-            )
-        else:
-            report = decide(picture.report, findings, self._policy)
-        return replace(picture, report=report, categories=categories)
+        report = judged_report(picture.report, findings, self.policy)
+        return replace(picture, report=report, categories=categories_of(findings))
+
+
+def unreadable(problem: Exception) -> Failure:
+    """What is said of a picture file that could not be decoded."""
+    return Failure("picture file", __version__, f"{type(problem).__name__}: {problem}")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -74,14 +74,14 @@ def find_pictures(paths: Iterable[Path], leave_out: Iterable[Path] = ()) -> tupl
     return list(pictures.values()), others
 
 
-def views(path: Path) -> Iterator[View]:
-    """Everything that a picture file shows: each frame, and what is transparent both on white and on black.
+def views(source: Path | BinaryIO) -> Iterator[View]:
+    """Everything that a picture file, or its content, shows: each frame, and what is transparent both on white and on black.
 
     Raises:
         Exception: Whatever keeps the file from being decoded in full; too many pixels (a decompression bomb) included.
     """
     with _decoding():
-        opened = Image.open(path, formats=_formats())
+        opened = Image.open(source, formats=_formats())
     with opened as image:
         count = getattr(image, "n_frames", 1)
         if count > MOST_FRAMES:

@@ -32,7 +32,7 @@ class Shape(NamedTuple):
 class PictureJob:
     """One picture to make.
 
-    ``width`` and ``height`` in pixels. ``explain`` asks for heat map and curves, ``unguided`` also for the picture of the same seed
+    ``width`` and ``height`` in pixels. ``client`` names whose turn it takes in the queue (a key's id). ``explain`` asks for heat map and curves, ``unguided`` also for the picture of the same seed
     without guidance, for operators. ``partials`` is how many pictures of the way there to send, each reviewed first.
     """
 
@@ -48,6 +48,7 @@ class PictureJob:
     explain: bool = False
     unguided: bool = False
     partials: int = 0
+    client: str = ""
 
     @property
     def shape(self) -> Shape:
@@ -61,7 +62,7 @@ class PictureJob:
 class ReviewJob:
     """One text or one picture to review with a policy's filters: exactly one of the two is given.
 
-    ``picture`` is the content of a picture file that was decoded and measured before.
+    ``picture`` is the content of a picture file that was decoded and measured before. ``client`` as a picture's.
     """
 
     id: str
@@ -69,6 +70,7 @@ class ReviewJob:
     policy: SafetyPolicy
     text: str | None = None
     picture: bytes | None = None
+    client: str = ""
 
 
 Job = PictureJob | ReviewJob

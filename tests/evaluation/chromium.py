@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -54,6 +55,38 @@ class Browser:
         while not self.named("Page.loadEventFired"):
             self._next()
 
+    def visit(self, url: str) -> None:
+        """Load an address and wait until it is there with all of its parts."""
+        loaded = len(self.named("Page.loadEventFired"))
+        self.call("Page.navigate", url=url)
+        while len(self.named("Page.loadEventFired")) == loaded:
+            self._next()
+
+    def wait_for(self, script: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        deadline = time.monotonic() + PATIENCE
+        while not self.evaluate(f"Boolean({script})"):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"still not so: {script}")
+            time.sleep(0.02)
+
+    def type(self, text: str) -> None:
+        """Put text where the focus is, as if it were typed."""
+        self.call("Input.insertText", text=text)
+
+    def viewport(self, width: int, height: int, *, dark: bool = False) -> None:
+        """The window's size in CSS pixels, and the colours that its user prefers."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def screenshot(self, path: Path, *, whole: bool = False) -> None:
+        """A picture of the window, or of the whole page."""
+        taken = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(taken["data"]))
+
     def named(self, method: str) -> list[dict[str, Any]]:
         """What the events of one kind say."""
         return [event["params"] for event in self.events if event["method"] == method]
@@ -65,10 +98,10 @@ class Browser:
             raise RuntimeError(str(found["exceptionDetails"]))
         return found["result"].get("value")
 
-    def press(self, key: str) -> None:
-        """Press and release a key."""
+    def press(self, key: str, *, control: bool = False) -> None:
+        """Press and release a key, with Ctrl held if asked."""
         text = {"Enter": "\r", " ": " "}.get(key)
-        codes = {"Enter": 13, "Tab": 9, "Escape": 27, " ": 32, "ArrowRight": 39, "ArrowDown": 40}
+        codes = {"Enter": 13, "Tab": 9, "Escape": 27, " ": 32, "ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40}
         for kind in ("keyDown", "keyUp"):
             extra = {"text": text} if text and kind == "keyDown" else {}
             self.call(
@@ -77,6 +110,7 @@ class Browser:
                 key=key,
                 code=key,
                 windowsVirtualKeyCode=codes[key],
+                modifiers=2 if control else 0,
                 **extra,
             )
 
