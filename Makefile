@@ -8,20 +8,21 @@ DETECTORS := $(VENV)/.detectors
 DEMO := out/demo
 
 # Tests are many small operations: a process per core is faster than threads, which would only wait for each other.
+# tests/conftest.py puts the slow files first; pytest-xdist would begin with those that have the most tests.
 TEST_PROCESSES ?= 2
 
-.PHONY: help demo test lint types format hooks models schema clean
+.PHONY: help demo test lint types format hooks models schema configuration clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## generate a picture with and without safety guidance into out/demo
 	$(BIN)/sld generate "a red knight on a meadow" --model playground --policy max --compare \
 		--guidance-scale 4 --out $(DEMO) --overwrite
 
 test: $(DETECTORS)  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## check style and format
 	$(BIN)/ruff check .
@@ -45,6 +46,10 @@ schema: $(STAMP)  ## write concepts/schema.json anew
 	$(BIN)/python -c 'import json; from sldcore.concepts import pack_schema as schema; \
 		from sldcore.documents import write_text_atomically as write; \
 		write("concepts/schema.json", json.dumps(schema(), indent=2) + "\n")'
+
+configuration: $(STAMP)  ## write docs/configuration.md anew
+	$(BIN)/python -c 'from sldcore.documents import write_text_atomically as write; \
+		from sldcore.service.settings_reference import markdown; write("docs/configuration.md", markdown())'
 
 clean:  ## remove the environment and what was generated
 	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -146,7 +146,7 @@ class SafetyEngine:
         require_guidance(self.pipe, self._family, self._call, guiding, arguments)
         with using(self._catalogue):
             self._chain.prepare(dict.fromkeys(policies))
-            session = Session(self.pipe, self._family, self._encoder, guiding, self._hooks, strict=False)
+            session = self._session(guiding)
             concepts = session.concepts(self._family.options_of_call(self.pipe, arguments))
             with session.active(), reviewing(self.pipe) as checker:
                 output = self._call(**{**arguments, "output_type": "np", "return_dict": True})
@@ -177,6 +177,10 @@ class SafetyEngine:
             report = judged(report, found, sample.policy, again=index in again)
             made.append(Made(pixels[index], report, found, contexts[index]))
         return Outcome(tuple(made), trace, session.scheduler)
+
+    def _session(self, guiding: Sequence[SafetyPolicy]) -> Session:
+        """The session of one pipeline call."""
+        return Session(self.pipe, self._family, self._encoder, guiding, self._hooks, strict=False)
 
     def _carried_out(self, request: Request) -> Outcome:
         """The pictures of a request, those that a gate wants guided in a second pass."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sldcore.concepts import load_pack
-from sldcore.errors import ConfigurationError, GuidanceError
+from sldcore.errors import GuidanceError
 from sldcore.policy import Action, ConceptUse, FilterUse, PromptFilterUse, SafetyPolicy, Window
 from sldcore.types import Attempt, Report, Verdict
 
@@ -137,10 +137,10 @@ def _with_concepts(policy: SafetyPolicy, asking: Sequence[tuple[FilterUse, Verdi
     ]
     if not wanted or policy.guidance is None:
         return policy
-    added = tuple(ConceptUse(use=(name,)) for name in dict.fromkeys(wanted))
     try:
+        added = tuple(ConceptUse(use=(name,)) for name in dict.fromkeys(wanted))
         return policy.replace(concepts=(*policy.concepts, *added))
-    except ConfigurationError:
+    except ValueError:  # a name that is none, or a concept that there is not
         return policy
 
 

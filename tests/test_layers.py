@@ -57,6 +57,8 @@ RANKS = {
     "call_checks": 2,
     "prompt_texts": 2,
     "audit": 2,
+    "audit_records": 2,
+    "locked_files": 0,
     "plugins": 2,
     "engine": 3,
     "loading": 3,

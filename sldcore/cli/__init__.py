@@ -11,7 +11,19 @@ from typer.core import TyperGroup
 
 from sldcore import __version__, builtin
 from sldcore.catalogue import Catalogue, Entry, set_default
-from sldcore.cli import concepts, doctor, evaluation, filters, generate, playground, plugins, policy
+from sldcore.cli import (
+    audit,
+    concepts,
+    doctor,
+    evaluation,
+    filters,
+    generate,
+    keys,
+    playground,
+    plugins,
+    policy,
+    serve,
+)
 from sldcore.cli.plugin_commands import core_commands, plugin_command
 from sldcore.errors import ConfigurationError, SLDError
 from sldcore.plugins import Plugins
@@ -57,6 +69,9 @@ app.add_typer(filters.app, name="filters")
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(playground.app, name="playground")
 app.add_typer(evaluation.app, name="eval")
+app.command("serve")(serve.serve)
+app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
 app.command("doctor")(doctor.doctor)
 
 

@@ -32,8 +32,9 @@ class Shape(NamedTuple):
 class PictureJob:
     """One picture to make.
 
-    ``width`` and ``height`` in pixels. ``client`` names whose turn it takes in the queue (a key's id). ``explain`` asks for heat map and curves, ``unguided`` also for the picture of the same seed
-    without guidance, for operators. ``partials`` is how many pictures of the way there to send, each reviewed first.
+    ``width`` and ``height`` in pixels. ``explain`` asks for heat map and curves, ``unguided`` also for the picture of the same seed
+    without guidance, for operators. ``client`` is whose turn it takes in the queue, such as a key's id.
+    ``partials`` is how many pictures of the way there to send, each reviewed first.
     """
 
     id: str

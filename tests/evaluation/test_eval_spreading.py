@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from forked_runs import ForkedRun
 
 from sldcore.evaluation import Evaluation, RunFolder, Sample, merge
 
@@ -29,19 +30,15 @@ SAMPLES = 3 * LIMIT
 pytestmark = pytest.mark.slow
 
 
+def arguments(out: Path, *options: str) -> list[str]:
+    return ["eval", "run", *OPTIONS, "--out", str(out), *options]
+
+
 def start(out: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
+    """The command as a user starts it, which starts others."""
+    code = "from sldcore.cli import main; main()"
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "from sldcore.cli import main; main()",
-            "eval",
-            "run",
-            *OPTIONS,
-            "--out",
-            str(out),
-            *options,
-        ],
+        [sys.executable, "-c", code, *arguments(out, *options)],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -55,6 +52,13 @@ def sld(out: Path, *options: str, **environment: str) -> str:
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
     return said
+
+
+def forked(out: Path, *options: str, **environment: str) -> ForkedRun:
+    """The same command in one process, without the seconds that its imports take."""
+    said = out.with_name(f"{out.name}-{len(list(out.parent.glob('*.said')))}.said")
+    said.touch()
+    return ForkedRun(arguments(out, *options), said, environment)
 
 
 def timeless(evaluation: Evaluation) -> list[Sample]:
@@ -77,7 +81,7 @@ def require_same(out: Path, undisturbed: Path) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("eval") / "run"
-    sld(out)
+    forked(out).finish()
     found = RunFolder(out).evaluation()
     assert (len(found.samples), len(found.scores), found.missing) == (SAMPLES, SAMPLES, 0)
     return out
@@ -85,7 +89,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_shards_in_two_folders_merged_are_one_run(undisturbed: Path, tmp_path: Path) -> None:
     for number in ("1", "2"):
-        said = sld(tmp_path / number, "--shard", f"{number}/2")
+        said = forked(tmp_path / number, "--shard", f"{number}/2").finish()
         assert "still to be made" in said
     first, second = (RunFolder(tmp_path / number).evaluation() for number in ("1", "2"))
     assert len(first.samples) + len(second.samples) == SAMPLES
@@ -102,12 +106,11 @@ def test_two_processes_make_the_same_run(undisturbed: Path, tmp_path: Path) -> N
 def test_ranks_of_a_launcher_make_the_same_run_in_one_folder(undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     ranks = [
-        start(out, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+        forked(out, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
         for rank in range(2)
     ]
     for process in ranks:
-        said, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, said
+        process.finish()
     require_same(out, undisturbed)
 
 
@@ -173,19 +176,19 @@ def test_a_process_that_is_killed_is_named_and_the_next_start_goes_on(
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 1, said
     assert "was killed by signal 9" in said
-    sld(out)
+    forked(out).finish()
     require_same(out, undisturbed)
 
 
 def test_a_run_killed_twenty_times_ends_as_one_that_was_left_alone(undisturbed: Path, tmp_path: Path) -> None:
     out, chance, lived = tmp_path / "run", random.Random(5), 0
     for number in range(20):
-        process = start(out)
+        process = forked(out)
         _let_live(process, out, batches=number % 2, chance=chance)
         lived += process.poll() is not None
-        _kill(process)
+        process.kill()
     assert lived < 20
-    sld(out)
+    forked(out).finish()
     require_same(out, undisturbed)
 
 
@@ -250,19 +253,13 @@ def _descends(process: int, ancestor: int, parents: dict[int, int]) -> bool:
     return process == ancestor
 
 
-def _let_live(process: subprocess.Popen[str], out: Path, batches: int, chance: random.Random) -> None:
+def _let_live(process: ForkedRun, out: Path, batches: int, chance: random.Random) -> None:
     """Until the run has made so many more batches, and then for a moment that chance decides."""
     before, deadline = _lines(out), time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline and _lines(out) < before + BATCH * batches:
         time.sleep(0.01)
-    time.sleep(chance.random() * (0.15 if batches else 6))
+    time.sleep(chance.random() * (0.15 if batches else 2))
 
 
 def _lines(out: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in out.glob("samples/*.jsonl"))
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()

@@ -35,6 +35,7 @@ def installed(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pyt
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: sld-ramps\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("[sldcore]\nramps = sld_ramps\n")
     monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # those of others have nothing to do with it
     monkeypatch.delenv("SLD_PLUGINS", raising=False)
     return pytester
 

@@ -1,43 +1,16 @@
-"""Which of two policies is stricter: a partial order, for operators that allow requests to add safety and never to take it away.
-
-A policy is at least as strict as a floor if nothing that the floor does is missing, weaker, or of another kind that cannot be
-compared:
-
-    guidance   the same method; of ``sld`` no option below the floor's (all of them make it stronger), the window open
-               wherever the floor's is; no gate and no savings that the floor has not
-    concepts   each of the floor's, by its text, with no less weight and strength, and its window as wide; where one may take
-               another's place (methods other than ``sld``, gates that guide by what they find) the same ones
-    filters    each of the floor's with the same options; no threshold above, no category left out, nothing in shadow or
-               allowed on error that the floor does not allow so, and no milder action: flag < blur, pixelate < the rest.
-               What is allowed on error gets no less time and names no further category, so that no error can be provoked
-    attempts   the same of what ``regenerate`` turns the policy into: a preset's options, without gate, some concepts
-               taken out
-    the rest   marks and step hooks as the floor's (a further hook may undo guidance), filter mode, no further plugin files
-
-The relation is reflexive and transitive. Two policies of which each is as strict as the other do the same, but for what this
-order leaves aside: names, time limits of what is withheld on error, requirements, schedulers where the floor names none, how often
-an action tries again, and shades of what shows nothing of a picture. It does not read texts: whoever may write concepts of their own
-can guide away from what is harmless, and whoever chooses the number of steps decides how much of a run is left after a warm-up
-in steps.
-"""
+"""Which of two policies guides more strictly: method, options, window, gate, savings and concepts, in every attempt."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from sldcore.catalogue import using
 from sldcore.concepts import UsedConcept, resolve
-from sldcore.policy import Action, ConceptUse, GuidanceSpec, Options, PromptFilterUse, SafetyPolicy, Window
+from sldcore.policy import ConceptUse, GuidanceSpec, Options, SafetyPolicy, Window
 from sldcore.policy_parts import RANGE_UNITS, Scalar
 from sldcore.regeneration import LADDER
 from sldcore.resolution import catalogue_for, resolved_spec
-
-MILD: Final = {"flag": 0, "blur": 1, "pixelate": 1}
-"""Actions that show something of the flagged picture; every other one shows nothing of it."""
-WITHHOLDS: Final = 2
-COVERS_BOXES: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +26,12 @@ class _Guided:
     further: bool = False
 
 
-def weaker_where(policy: SafetyPolicy, floor: SafetyPolicy) -> tuple[str, ...]:
-    """In what ``policy`` is weaker than ``floor``, or cannot be compared with it; empty if it is at least as strict.
+def weaker_guidance(policy: SafetyPolicy, floor: SafetyPolicy) -> Iterator[str]:
+    """In what the guidance of a policy is weaker than a floor's.
 
     Raises:
         ConfigurationError: one of them names something that cannot be had.
     """
-    errors = policy.on_error, floor.on_error
-    return (
-        *_guidance(policy, floor),
-        *_filters("filter", policy.filters, floor.filters, *errors),
-        *_filters("prompt filter", policy.prompt_filters, floor.prompt_filters, *errors),
-        *_rest(policy, floor),
-    )
-
-
-def _guidance(policy: SafetyPolicy, floor: SafetyPolicy) -> Iterator[str]:
     if policy.step_hooks != floor.step_hooks:
         yield "its step hooks are not the floor's"
     if floor.guidance is None:
@@ -221,116 +184,3 @@ def _used(used: UsedConcept) -> tuple[object, ...]:
 def _content(used: UsedConcept) -> tuple[str, str, str]:
     concept = used.concept
     return concept.text, concept.prefix, "" if concept.embedding is None else concept.embedding.digest
-
-
-def _filters(
-    kind: str,
-    own: Sequence[PromptFilterUse],
-    floor: Sequence[PromptFilterUse],
-    own_error: str,
-    floor_error: str,
-) -> Iterator[str]:
-    for wanted in floor:
-        if wanted.shadow:
-            continue
-        found = [use for use in own if use.use == wanted.use and use.options == wanted.options]
-        reasons = [list(_use(use, wanted, own_error, floor_error)) for use in found]
-        if not reasons:
-            yield f"{kind} '{wanted.use}' with the floor's options is missing"
-        elif all(reasons):
-            yield from (f"{kind} '{wanted.use}': {reason}" for reason in min(reasons, key=len))
-
-
-def _use(own: PromptFilterUse, floor: PromptFilterUse, own_error: str, floor_error: str) -> Iterator[str]:
-    if own.shadow:
-        yield "it is in shadow and never acts"
-    if (own.on_error or own_error) == "allow":
-        yield from _allowed(own, floor, (floor.on_error or floor_error) == "allow")
-    if _severity(own) < _severity(floor):
-        yield f"its action is '{_action(own).do}', milder than '{_action(floor).do}'"
-    if not _covers(own, floor):
-        yield "it does not look at every category that the floor looks at"
-    yield from _thresholds(own, floor)
-
-
-def _allowed(own: PromptFilterUse, floor: PromptFilterUse, floor_allows: bool) -> Iterator[str]:
-    """Errors that show a picture: only where the floor shows it too, and none that can be provoked."""
-    if not floor_allows:
-        yield "it shows what it could not review"
-    if own.timeout < floor.timeout:
-        yield f"it shows what it could not review within {own.timeout:g} s, below {floor.timeout:g} s"
-    further = _categories(own) - _categories(floor)
-    if further or (own.judges and not floor.judges):
-        yield "it shows what it could not review, and may fail on categories that the floor does not name"
-
-
-def _categories(use: PromptFilterUse) -> set[str]:
-    return {*use.thresholds, *use.only, *use.ignore}
-
-
-def _action(use: PromptFilterUse) -> Action:
-    action = use.on_flag
-    return (action if isinstance(action, Action) else Action(do=action)).final
-
-
-def _severity(use: PromptFilterUse) -> float:
-    action = _action(use)
-    severity = MILD.get(action.do, WITHHOLDS)
-    return severity - COVERS_BOXES if severity == MILD["blur"] and action.area == "boxes" else severity
-
-
-def _covers(own: PromptFilterUse, floor: PromptFilterUse) -> bool:
-    if own.only:
-        return bool(floor.only) and set(floor.only) <= set(own.only)
-    if own.ignore:
-        return not set(own.ignore) & set(floor.only) if floor.only else set(own.ignore) <= set(floor.ignore)
-    return True
-
-
-def _thresholds(own: PromptFilterUse, floor: PromptFilterUse) -> Iterator[str]:
-    """A threshold that is not said is the filter's own, which cannot be compared with a number."""
-    names = [*dict.fromkeys([*own.thresholds, *floor.thresholds])]
-    for name, mine, limit in (
-        ("", own.threshold, floor.threshold),
-        *((name, _of(own, name), _of(floor, name)) for name in names),
-    ):
-        if mine == limit:
-            continue
-        what = f"the threshold of '{name}'" if name else "its threshold"
-        if mine is None or limit is None:
-            yield f"{what} is {_said(mine)}, which cannot be compared with {_said(limit)}"
-        elif mine > limit:
-            yield f"{what} is {mine:g}, above {limit:g}"
-
-
-def _of(use: PromptFilterUse, category: str) -> float | None:
-    given: Mapping[str, object] = use.thresholds
-    found = given.get(category, use.threshold)
-    return float(found) if isinstance(found, int | float) else None
-
-
-def _said(threshold: float | None) -> str:
-    return "the filter's own" if threshold is None else f"{threshold:g}"
-
-
-def _rest(policy: SafetyPolicy, floor: SafetyPolicy) -> Iterator[str]:
-    same = (policy.filter_mode, policy.filters) == (floor.filter_mode, floor.filters)
-    needed = any(not use.shadow for use in floor.filters)
-    if policy.filter_mode == "first_flag" and len(policy.filters) > 1 and needed and not same:
-        yield "it stops at the first filter that flags, before one of the floor's may have looked"
-    if floor.scheduler is not None and policy.scheduler != floor.scheduler:
-        yield f"its scheduler is not the floor's '{floor.scheduler.use}'"
-    for wanted in floor.marks:
-        if wanted not in policy.marks:
-            yield f"mark '{wanted.use}' with the floor's options is missing"
-    if further := [file for file in policy.plugins if file not in floor.plugins]:
-        yield f"it brings plugin files that the floor has not: {', '.join(further)}"
-
-
-def at_least(policy: SafetyPolicy, floor: SafetyPolicy) -> bool:
-    """True if ``policy`` is at least as strict as ``floor``.
-
-    Raises:
-        ConfigurationError: as :func:`weaker_where`.
-    """
-    return not weaker_where(policy, floor)
