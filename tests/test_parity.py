@@ -156,7 +156,9 @@ def test_pictures_of_the_playground_are_those_of_diffusers_safe_pipeline(
         np.testing.assert_allclose(ours, reference[:batch], rtol=0, atol=TOLERANCE / 100)
 
 
-IN_FLOAT32 = [("DDIM", preset) for preset in PRESETS] + [(each, "max") for each in SCHEDULERS if each != "DDIM"]
+IN_FLOAT32 = [("DDIM", preset) for preset in PRESETS] + [
+    (each, "max") for each in SCHEDULERS if each != "DDIM"
+]
 """All presets, and with every scheduler the one that is steepest. The tests above have all pairs."""
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from types import FrameType
 from typing import Any, Final
 
 import uvicorn
@@ -36,6 +38,7 @@ def serve(settings: ServiceSettings) -> None:
     Raises:
         ConfigurationError: keys, policies, models, the audit or the address cannot be had; nothing was answered.
     """
+    signal.signal(signal.SIGTERM, _leave)  # at any time, also while models load
     _log_to_stderr()
     with closing(_bound(settings.host, settings.port)) as listening:
         keys = None if settings.keys is None else Keys.load(settings.keys)
@@ -45,7 +48,13 @@ def serve(settings: ServiceSettings) -> None:
             dispatcher = Dispatcher(settings, policies, worker_factory=worker_factory)
             ledger = open_ledger(settings.audit)
             app = create_app(settings, dispatcher, ledger, access, keys, sizes=dispatcher.sizes)
-            asyncio.run(_serve(app, dispatcher, settings, listening))
+            with suppress(KeyboardInterrupt):
+                asyncio.run(_serve(app, dispatcher, settings, listening))
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End in order: whatever was begun is left on the way out. uvicorn raises the signal again when it has finished."""
+    raise SystemExit(0)
 
 
 async def _serve(app: Any, backend: Backend, settings: ServiceSettings, listening: socket.socket) -> None:
@@ -61,6 +70,7 @@ async def _serve(app: Any, backend: Backend, settings: ServiceSettings, listenin
         timeout_graceful_shutdown=int(settings.limits.drain + LAST_ANSWERS),
     )
     async with app.router.lifespan_context(app):
+        listening.listen(_BACKLOG)
         host, port = listening.getsockname()[:2]
         print(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}", file=sys.stderr, flush=True)
         await _Server(config, backend, settings.limits.drain).serve(sockets=[listening])

@@ -71,7 +71,9 @@ def test_every_flag_reaches_its_setting() -> None:
 
 
 def _other(path: tuple[str, ...]) -> list[str]:
-    return {"host": ["localhost"], "format": ["jsonl"], "public_url": ["https://pictures.example.org"]}.get(path[-1], ["other"])
+    return {"host": ["localhost"], "format": ["jsonl"], "public_url": ["https://pictures.example.org"]}.get(
+        path[-1], ["other"]
+    )
 
 
 def test_the_printed_settings_are_a_file_of_settings(tmp_path: Path) -> None:

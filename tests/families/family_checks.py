@@ -355,7 +355,9 @@ def check_guidance_is_the_references(case: Case) -> None:
         guided = run(case, pipe)
     expected = reference(case, start=1)
     close(guided, expected)
-    assert (plain_run(case).made - guided).abs().max() > 100 * tolerance(expected), "guidance hardly does anything"
+    assert (plain_run(case).made - guided).abs().max() > 100 * tolerance(expected), (
+        "guidance hardly does anything"
+    )
     assert session.trace.evaluated.all() and not session.trace.applied[..., 0].any()
     assert session.trace.applied[..., 1:].all() and (session.trace.heat > 0).any()
     assert session.trace.heat.ndim == 3

@@ -278,7 +278,9 @@ def test_calls_between_two_openings_of_a_window_still_build() -> None:
 
 def test_a_method_without_momentum_is_refused_when_the_policy_is_read() -> None:
     content = {"concepts": ["nudity"], "guidance": {"method": "casg", "savings": {"momentum_error": 0.1}}}
-    with pytest.raises(ValidationError, match=r"warm-up of sld and sld\+negative, and method 'casg' has none"):
+    with pytest.raises(
+        ValidationError, match=r"warm-up of sld and sld\+negative, and method 'casg' has none"
+    ):
         SafetyPolicy.model_validate(content)
     content["guidance"]["savings"] = {"concept_every": 2}
     assert SafetyPolicy.model_validate(content).guidance.savings == Savings(concept_every=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ TINY = Settings(
     classifier_batch=4,
     unet_steps=5,
     unet_batch=2,
+    bfloat16=False,  # which many processors only imitate, and slowly
 )
 EVERY = 2  # steps between checkpoints
 
@@ -85,6 +87,19 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_undisturbed_one(
     train(tmp_path / "model", tmp_path / "work", TINY, report, EVERY)
 
     assert same_weights(tmp_path / "model", undisturbed)
+
+
+def test_the_vae_is_resumed_without_a_trace_in_mixed_precision_too(tmp_path: Path) -> None:
+    mixed = replace(TINY, bfloat16=True, vae_steps=3, vae_batch=1)
+    for work, stops in {"whole": (), "in two parts": (("vae", 3),)}.items():
+        report = stop_at(*stops, ("classifier", 1))
+        for _ in (*stops, "the classifier"):
+            with pytest.raises(KeyboardInterrupt):
+                train(tmp_path / "model", tmp_path / work, mixed, report, EVERY)
+
+    whole, parted = (load_file(tmp_path / work / "vae.safetensors") for work in ("whole", "in two parts"))
+    assert whole.keys() == parted.keys()
+    assert all(torch.equal(whole[name], parted[name]) for name in whole)
 
 
 def test_a_resumed_run_reports_the_losses_of_an_undisturbed_one(tmp_path: Path, undisturbed: Path) -> None:

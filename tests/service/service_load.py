@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException
 from io import BytesIO
 from pathlib import Path
 from threading import Event, Lock, Thread, local
@@ -91,12 +91,14 @@ def requests(number: int) -> list[Asked]:
 def answers(service: ServiceProcess, asked: Sequence[Asked], clients: int) -> list[Answered]:
     """Send everything from so many clients, each with a connection of its own; where the queue is full, as told later."""
     own = local()
+    opened: list[HTTPConnection] = []
 
     def ask(one: Asked) -> Answered:
         refused = 0
         while True:
             if not hasattr(own, "connection"):
                 own.connection = service.connect()
+                opened.append(own.connection)
             status, headers, content = service.post("/v1/images/generations", one.body, own.connection)
             if status != 429:
                 break
@@ -108,8 +110,12 @@ def answers(service: ServiceProcess, asked: Sequence[Asked], clients: int) -> li
         pixels = tuple(pixels_of(entry["b64_json"]) for entry in entries)
         return Answered(pixels, tuple(entry["safety"] for entry in entries), refused)
 
-    with ThreadPoolExecutor(clients) as pool:
-        return list(pool.map(ask, asked))
+    try:
+        with ThreadPoolExecutor(clients) as pool:
+            return list(pool.map(ask, asked))
+    finally:
+        for connection in opened:
+            connection.close()
 
 
 def pixels_of(content: str | None) -> NDArray[np.uint8] | None:
@@ -142,6 +148,7 @@ class Watched:
 
 def engines(folder: Path, pipe: Any) -> dict[str, SafetyEngine]:
     """An engine for each policy of a service that was started in ``folder``."""
+    pipe.set_progress_bar_config(disable=True)
     policies = {
         name: SafetyPolicy.preset(policy)
         if isinstance(policy, str)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -44,15 +44,15 @@ class ServiceProcess:
         self, path: str, body: Mapping[str, Any], connection: HTTPConnection | None = None, **headers: str
     ) -> tuple[int, Mapping[str, str], Any]:
         """Status, headers and JSON of an answer."""
-        on = connection or self.connect()
-        on.request("POST", path, json.dumps(body), {"Content-Type": "application/json", **headers})
-        return _read(on.getresponse())
+        with nullcontext(connection) if connection is not None else closing(self.connect()) as on:
+            on.request("POST", path, json.dumps(body), {"Content-Type": "application/json", **headers})
+            return _read(on.getresponse())
 
     def get(self, path: str, **headers: str) -> tuple[int, Mapping[str, str], Any]:
         """Status, headers and JSON, or text, of an answer."""
-        connection = self.connect()
-        connection.request("GET", path, headers=headers)
-        return _read(connection.getresponse())
+        with closing(self.connect()) as connection:
+            connection.request("GET", path, headers=headers)
+            return _read(connection.getresponse())
 
     def number(self, name: str) -> float:
         """One of the service's metrics."""
@@ -111,6 +111,8 @@ def service(folder: Path, settings: Mapping[str, Any], **environment: str) -> It
         process.kill()
         process.wait()
         reader.join(5)
+        if process.stderr is not None:
+            process.stderr.close()
 
 
 def _follow(process: subprocess.Popen[str], log: list[str]) -> None:

@@ -179,7 +179,7 @@ def test_the_real_ledger_takes_what_is_recorded(tmp_path: Any) -> None:
     settings = ServiceSettings(audit=AuditSettings(path=tmp_path / "audit.sqlite"))
     ledger = open_ledger(settings.audit)
     app = create_app(settings, FakeBackend(), ledger, sizes={"playground": [(64, 64)]})
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://localhost") as client:
         assert client.post(PATH, json={"prompt": "a red clown", "n": 2, "steps": 3}).status_code == 200
     assert [(each["action"], each["key"]) for each in open_ledger(settings.audit).page(2)] == [
         ("black", "anonymous")

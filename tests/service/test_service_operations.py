@@ -139,7 +139,7 @@ def test_operators_read_the_history_page_by_page(client: TestClient, made: Made)
 
 def test_without_keys_everybody_is_served_but_is_no_operator() -> None:
     app = create_app(made_settings(), FakeBackend(), MemoryLedger(), sizes={"playground": [(64, 64)]})
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://localhost") as client:
         assert client.post(PATH, json={"prompt": "a"}).status_code == 200
         assert client.get("/v1/audit").status_code == 403
         assert client.get("/v1/me").json()["id"] == "anonymous"
