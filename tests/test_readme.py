@@ -20,6 +20,10 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+GROUPS = ("policy", "concepts", "playground", "plugins", "filters", "audit", "keys", "eval")
+"""Commands that have commands of their own."""
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
@@ -67,7 +71,7 @@ def test_the_names_that_the_examples_import_are_public(code: str) -> None:
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_a_command_exists_with_the_options_that_are_shown(command: list[str]) -> None:
     words = [word for word in command[1:3] if not word.startswith("-")]
-    path = words[: 2 if words[0] in ("policy", "concepts", "playground", "plugins", "filters") else 1]
+    path = words[: 2 if words[0] in GROUPS else 1]
     result = CliRunner().invoke(app, [*path, "--help"])
     assert result.exit_code == 0
     options = {word for word in command if word.startswith("--")}
