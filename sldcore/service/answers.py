@@ -65,7 +65,7 @@ def safety(job: PictureJob, answer: PictureAnswer, operator: bool) -> dict[str, 
     }
     if job.explain:
         said |= {name: account.get(name) for name in ("verdicts", "trace", "probes", "rows", "plain_rows")}
-        said["seconds"] = round(sum(answer.timings.values()), 6)
+        said["seconds"] = round(sum(took for name, took in answer.timings.items() if name != "review"), 6)
         said |= {"heat_b64": in_base64(answer.heat), "curves": {**answer.curves}}
     if job.unguided:
         said["unguided_b64"] = in_base64(answer.unguided)

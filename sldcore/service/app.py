@@ -78,6 +78,7 @@ def create_app(
             finally:
                 await backend.drain(settings.limits.drain)
         finally:
+            await gateway.recorder.settled()
             ledger.close()
 
     app = FastAPI(

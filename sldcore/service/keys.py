@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, time
 from hashlib import sha256
 from hmac import compare_digest
@@ -35,6 +36,8 @@ RANDOM_BYTES: Final = 32
 ANONYMOUS: Final = "anonymous"
 NO_HASH: Final = "0" * 64
 """In place of the hash of a key that nobody has."""
+
+_READERS: Final = stat.S_IRGRP | stat.S_IROTH
 
 Check = Callable[[Sequence["Key"]], None]
 """Raises ``ConfigurationError`` if keys do not fit to the service."""
@@ -144,7 +147,10 @@ def read_keys(path: Path) -> KeyFile:
 
 
 def write_keys(path: Path, file: KeyFile) -> None:
-    """Write a file of keys that only its owner may read: readers see the old content or the new one.
+    """Write a file of keys: readers see the old content or the new one.
+
+    A new one can be read by its owner only. One that is replaced keeps its owner and who may read it, so that a service which
+    runs as another user than this process still sees the change.
 
     Raises:
         ConfigurationError: it cannot be written.
@@ -155,6 +161,7 @@ def write_keys(path: Path, file: KeyFile) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(number, "w", encoding="utf-8") as opened:
+            _keep_readers(number, path)
             opened.write(to_yaml(content))
             opened.flush()
             os.fsync(opened.fileno())
@@ -163,6 +170,16 @@ def write_keys(path: Path, file: KeyFile) -> None:
         raise ConfigurationError(f"cannot write {path}: {problem.strerror or problem}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _keep_readers(number: int, path: Path) -> None:
+    """Give an open file the owner, the group and the readers of the one at ``path``, if there is one and this may be done."""
+    if os.name != "posix":
+        return
+    with suppress(FileNotFoundError, PermissionError):
+        before = path.stat()
+        os.fchown(number, before.st_uid, before.st_gid)
+        os.fchmod(number, stat.S_IMODE(before.st_mode) & _READERS | stat.S_IRUSR | stat.S_IWUSR)
 
 
 class _Stamp(NamedTuple):
@@ -176,7 +193,8 @@ class _Stamp(NamedTuple):
 class Keys:
     """The keys of a service, read again when their file changes.
 
-    A file that cannot be used after a change is spoken of in the log, and the keys from before stay.
+    A file that cannot be read after a change is spoken of in the log, and the keys from before stay. So is a key in it that does not
+    fit to the service, which stays as it was; the others change, since a key that was revoked must go whatever else is wrong.
     """
 
     def __init__(self, entries: Sequence[Key], path: Path | None = None, stamp: _Stamp | None = None) -> None:
@@ -212,7 +230,7 @@ class Keys:
         return self._entries
 
     def require(self, check: Check) -> None:
-        """Check the keys now, and whenever the file is read again.
+        """Check the keys now, together, and each key by itself whenever the file is read again.
 
         Raises:
             ConfigurationError: as ``check`` does.
@@ -246,13 +264,28 @@ class Keys:
     def _read(self, path: Path) -> None:
         try:
             entries = read_keys(path).keys
-            for check in self._checks:
-                check(entries)
         except ConfigurationError as problem:
             logger.error("the keys from before stay in use, since the changed file cannot be: %s", problem)
             return
-        logger.info("read %d keys from %s", len(entries), path)
-        self._entries = entries
+        self._entries = tuple(self._usable(entries))
+        logger.info("read %d keys from %s, of which %d are in use", len(entries), path, len(self._entries))
+
+    def _usable(self, entries: Sequence[Key]) -> Iterator[Key]:
+        """The keys that fit; of one that does not, what it was before, if it was there."""
+        before = {key.sha256: key for key in self._entries}
+        for key in entries:
+            try:
+                for check in self._checks:
+                    check([key])
+            except ConfigurationError as problem:
+                fate = "stays as it was" if key.sha256 in before else "is refused"
+                logger.error(
+                    "key '%s' %s, since what the file says of it cannot be: %s", key.id, fate, problem
+                )
+                if key.sha256 not in before:
+                    continue
+                key = before[key.sha256]
+            yield key
 
 
 def _stamp_of(path: Path) -> _Stamp | None:

@@ -72,7 +72,6 @@ async def generate(request: Request, gateway: GatewayOf, key: Caller, facts: Fac
     asked = await read_request(request, ImageRequest, most)
     async with refusals_recorded(gateway, "image", facts, key):
         order = Order(facts.id, key, await _jobs(gateway, key, asked, facts))
-    take(gateway, key, len(order.jobs))
     facts.pictures = len(order.jobs)
     if gateway.settings.log_prompts:
         facts.detail = f" prompt={asked.prompt!r}"
@@ -102,7 +101,7 @@ async def generate(request: Request, gateway: GatewayOf, key: Caller, facts: Fac
 
 
 async def _jobs(gateway: Gateway, key: Key, asked: ImageRequest, facts: Facts) -> list[PictureJob]:
-    """The jobs that a request asks for, within everybody's limits and the key's."""
+    """The jobs that a request asks for, within everybody's limits and the key's, and counted against its rates."""
     model, settings = gateway.model_for(key, asked.model)
     limits = gateway.access.limits_of(key, settings)
     prompt = checked_text(asked.prompt, limits.prompt_characters, "prompt")
@@ -117,6 +116,8 @@ async def _jobs(gateway: Gateway, key: Key, asked: ImageRequest, facts: Facts) -
         raise invalid(f"steps is {steps}, and {allowed} are allowed for this model and key", "steps")
     width, height = _size(gateway, model, asked.size)
     _require_stream(asked)
+    # Counted before anything is refused: that costs a look at the policy, and a record.
+    take(gateway, key, count)
     if asked.unguided and not key.operator:
         message = "unguided pictures are for operators' keys only"
         raise ServiceError(403, message, param="unguided", code="operators_only")

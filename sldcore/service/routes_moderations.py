@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -27,6 +28,9 @@ from sldcore.service.watching import ClientGone, unless_gone
 router: Final = APIRouter(tags=["moderations"])
 
 Kind = Literal["text", "image"]
+
+_DECODING: Final = ThreadPoolExecutor(2, "decoding")
+"""Large pictures take seconds; whoever sends many of them keeps only others waiting who send pictures, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +70,16 @@ async def review(request: Request, gateway: GatewayOf, key: Caller, facts: Facts
     asked = await read_request(request, ModerationRequest, limits.body_bytes)
     groups = groups_of(asked.input, min(limits.review_inputs, limits.queue))
     model, settings = gateway.model_for(key, asked.model)
-    async with refusals_recorded(gateway, "review", facts, key):
-        policy = await gateway.policy_for(key, asked.policy)
     parts = [part for group in groups for part in group]
     most = gateway.access.limits_of(key, settings).prompt_characters
-    # Counted before pictures are decoded, which costs something.
+    # Counted before a policy is refused, which leaves a record, and before pictures are decoded: both cost something.
     take(gateway, key, len(parts))
     facts.pictures = len(parts)
-    contents = await asyncio.to_thread(lambda: [_content(part, most, limits.review_pixels) for part in parts])
+    async with refusals_recorded(gateway, "review", facts, key):
+        policy = await gateway.policy_for(key, asked.policy)
+    contents = await asyncio.get_running_loop().run_in_executor(
+        _DECODING, lambda: [_content(part, most, limits.review_pixels) for part in parts]
+    )
     jobs = [
         ReviewJob(f"{facts.id}-{index}", model, policy, client=key.id, **content)
         for index, content in enumerate(contents)

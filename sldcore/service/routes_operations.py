@@ -26,11 +26,15 @@ async def health() -> dict[str, str]:
 
 @router.get("/readyz", operation_id="readiness", summary="Can it take work?", responses=_NOT_READY)
 async def readiness(gateway: GatewayOf) -> JSONResponse:
-    """503 while no worker is ready, the queue is full, or records cannot be written."""
+    """503 while no worker is ready, the queue is full, or records cannot be written.
+
+    With some of its workers it is ready; `reasons` then says that others cannot be started.
+    """
     await gateway.recorder.try_again()
     reasons = _reasons(gateway)
     status = "not ready" if reasons else "ready"
-    return JSONResponse({"status": status, "reasons": reasons}, 503 if reasons else 200)
+    document = {"status": status, "reasons": reasons + _missing_workers(gateway)}
+    return JSONResponse(document, 503 if reasons else 200)
 
 
 def _reasons(gateway: Gateway) -> list[str]:
@@ -40,12 +44,15 @@ def _reasons(gateway: Gateway) -> list[str]:
     )
     if status.queued >= status.capacity:
         reasons.append(f"the queue is full ({status.queued})")
-    if status.problems:
-        # Anybody may ask, so that what they are stays in the log.
-        reasons.append(f"{len(status.problems)} workers cannot be started; the log says why")
     if gateway.recorder.problem is not None:
         reasons.append(gateway.recorder.problem)
     return reasons
+
+
+def _missing_workers(gateway: Gateway) -> list[str]:
+    """That some cannot be started. Anybody may ask, so that what their problems are stays in the log."""
+    count = len(gateway.backend.status().problems)
+    return [f"{count} workers cannot be started; the log says why"] if count else []
 
 
 @router.get(

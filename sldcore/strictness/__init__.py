@@ -3,10 +3,11 @@
 A policy is at least as strict as a floor if nothing that the floor does is missing, weaker, or of another kind that cannot be
 compared:
 
-    guidance   the same method; of ``sld`` no option below the floor's (all of them make it stronger), the window open
-               wherever the floor's is; no gate and no savings that the floor has not
-    concepts   each of the floor's, by its text, with no less weight and strength, and its window as wide; where one may take
-               another's place (methods other than ``sld``, gates that guide by what they find) the same ones
+    guidance   the same method; of ``sld`` no option below the floor's, and the momentum no slower than presets make up for; the
+               window open wherever the floor's is; no gate and no savings that the floor has not
+    concepts   each of the floor's, by its text, with no less weight and strength, and its window as wide, and none before it that
+               may be taken for a part of it; where one may take another's place (methods other than ``sld``, gates that guide
+               by what they find) the same ones
     filters    each of the floor's with the same options; no threshold above, no category left out, nothing in shadow or
                allowed on error that the floor does not allow so, and no milder action: flag < blur, pixelate < the rest.
                What is allowed on error gets no less time and names no further category, so that no error can be provoked

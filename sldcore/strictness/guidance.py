@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from sldcore.catalogue import using
 from sldcore.concepts import UsedConcept, resolve
@@ -11,6 +12,11 @@ from sldcore.policy import ConceptUse, GuidanceSpec, Options, SafetyPolicy, Wind
 from sldcore.policy_parts import RANGE_UNITS, Scalar
 from sldcore.regeneration import LADDER
 from sldcore.resolution import catalogue_for, resolved_spec
+from sldcore.splitting import terms_of
+
+BETA: Final = "momentum_beta"
+SLOWER: Final = ((0.3, 0.4), (0.5, 0.7))
+"""Scale and beta of momentum in the presets medium and strong: strong's builds up later, and to more than twice as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +132,25 @@ def _options(own: GuidanceSpec, floor: GuidanceSpec) -> Iterator[str]:
             yield f"the options of '{own.method}' are not the floor's"
         return
     for name, least in floor.options.items():
-        if float(own.options[name]) < float(least):
+        if name != BETA and float(own.options[name]) < float(least):
             yield f"{name} is {own.options[name]:g}, below {least:g}"
+    if not _remembers(_momentum(own), _momentum(floor)):
+        yield f"{BETA} is {own.options[BETA]:g}, which cannot be compared with {floor.options[BETA]:g}"
+
+
+def _momentum(spec: GuidanceSpec) -> tuple[float, float]:
+    return float(spec.options["momentum_scale"]), float(spec.options[BETA])
+
+
+def _remembers(own: tuple[float, float], floor: tuple[float, float]) -> bool:
+    """Whether the momentum of ``sld``, its scale and beta, may stand in for another; which scale is higher is looked at elsewhere.
+
+    Beta is how slowly it builds up: close to 1 there is none in a whole run. So another one is comparable only if the floor has no
+    momentum, or as one of the presets follows the other.
+    """
+    (low, fast), (high, slow) = SLOWER
+    follows = floor[0] <= low and floor[1] == fast and own[0] >= high and own[1] == slow
+    return own[1] == floor[1] or floor[0] == 0 or follows
 
 
 def _as_wide(own: Window | None, floor: Window | None) -> bool:
@@ -155,6 +178,7 @@ def _concepts(own: _Guided, floor: _Guided) -> Iterator[str]:
     wanted = (*floor.concepts, *(floor.probed if finds and own.spec.gate is None else ()))
     for each in wanted:
         yield from _concept(there.get(_content(each)), each)
+    yield from _parts_taken(own.concepts, floor.concepts)
     by_choice = own.spec.method != "sld"
     found = finds and own.spec.gate is not None and gate is not None and not gate.concepts
     changes = own.further and not floor.further
@@ -164,11 +188,39 @@ def _concepts(own: _Guided, floor: _Guided) -> Iterator[str]:
         yield "its concepts are not the floor's, and its gate may find one in another's place"
 
 
+def _parts_taken(own: Sequence[UsedConcept], floor: Sequence[UsedConcept]) -> Iterator[str]:
+    """Further concepts that a part of one of the floor's could be taken for, and that are weaker.
+
+    A text that is longer than the text encoder's window becomes several rows, and of rows with the same text the first counts, see
+    :mod:`sldcore.encoding`: so ``pack/concept`` may stand for a part of ``pack``.
+    """
+    places = {_content(each): place for place, each in enumerate(own)}
+    for number, wanted in enumerate(floor):
+        known = set(map(_content, floor[:number]))
+        for each in own[: places.get(_content(wanted), 0)]:
+            if _content(each) not in known and _terms(each) & _terms(wanted) and [*_weaker(each, wanted)]:
+                yield (
+                    f"concept '{each.concept.id}' has a part of the text of '{wanted.concept.id}', comes before it and is weaker; "
+                    "name it after that"
+                )
+
+
+def _terms(used: UsedConcept) -> set[str]:
+    """The parts of a concept's text at whose borders it may be split, with and without its prefix."""
+    text, prefix = used.concept.text, used.concept.prefix
+    terms = used.concept.terms or terms_of(text.removeprefix(prefix).strip())
+    return {*terms, *terms_of(text), *(f"{prefix} {term}" for term in terms)}
+
+
 def _concept(there: UsedConcept | None, wanted: UsedConcept) -> Iterator[str]:
-    name = wanted.concept.id
     if there is None:
-        yield f"concept '{name}' is missing"
-        return
+        yield f"concept '{wanted.concept.id}' is missing"
+    else:
+        yield from _weaker(there, wanted)
+
+
+def _weaker(there: UsedConcept, wanted: UsedConcept) -> Iterator[str]:
+    name = wanted.concept.id
     if there.concept.weight < wanted.concept.weight:
         yield f"concept '{name}' has weight {there.concept.weight:g}, below {wanted.concept.weight:g}"
     if there.concept.strength < wanted.concept.strength:
