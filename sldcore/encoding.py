@@ -114,7 +114,7 @@ class ConceptEncoder:
         self._pipe = pipe
         self._family = family
         self._state: tuple[Any, ...] | None = None
-        self._parts: dict[tuple[Concept, int], tuple[str, ...]] = {}
+        self._parts: dict[tuple[Any, ...], tuple[str, ...]] = {}
         self._encoded: dict[tuple[_Source, TextOptions], Mapping[str, Tensor]] = {}
 
     def prepare(self, policies: Sequence[SafetyPolicy], options: TextOptions) -> RunConcepts:
@@ -163,13 +163,14 @@ class ConceptEncoder:
         if concept.embedding is not None:
             return (_Source(concept.text, concept.prefix, concept.embedding),)
         window = self._family.window(self._pipe, options)
-        if (concept, window) not in self._parts:
+        words = (concept.id, concept.text, concept.prefix, concept.terms, window)  # whatever its weight
+        if words not in self._parts:
 
             def count(text: str) -> int:
                 return self._family.count_tokens(self._pipe, text, options)
 
-            self._parts[concept, window] = split_to_window(concept, count, window)
-        return tuple(_Source(text) for text in self._parts[concept, window])
+            self._parts[words] = split_to_window(concept, count, window)
+        return tuple(_Source(text) for text in self._parts[words])
 
     def _encode(self, sources: Sequence[_Source], options: TextOptions) -> tuple[Mapping[str, Tensor], ...]:
         for source in sources:

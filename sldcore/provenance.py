@@ -12,6 +12,7 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from os import PathLike
@@ -38,14 +39,23 @@ _LIBRARIES: Final = (
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide a picture, from their metadata: nothing is imported."""
-    versions = {"sldcore": __version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+    """Versions of Python and of the libraries that decide a picture, from their metadata: nothing is imported.
+
+    They are read once: what is installed while a process runs is not what it uses.
+    """
+    return {
+        "sldcore": __version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _LIBRARIES},
+    }
+
+
+@cache
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def png_metadata(report: Report, provenance: Mapping[str, Any]) -> PngInfo:

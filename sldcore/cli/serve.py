@@ -78,6 +78,7 @@ def serve(
         bool | None, _option("Write prompts into the log.", "--log-prompts/--no-log-prompts")
     ] = None,
     queue: Annotated[int | None, _option("Pictures and reviews that may wait.")] = None,
+    key_queue: Annotated[int | None, _option("Pictures and reviews of one key that may wait.")] = None,
     batch: Annotated[int | None, _option("Pictures that are denoised together.")] = None,
     batch_wait: Annotated[
         float | None, _option("Seconds that the first of a batch waits for others.")
@@ -115,6 +116,7 @@ def serve(
 
     limits = {
         "queue": queue,
+        "key_queue": key_queue,
         "batch": batch,
         "batch_wait": batch_wait,
         "deadline": deadline,

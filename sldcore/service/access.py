@@ -133,7 +133,7 @@ class Access:
         """What one request of a key may ask of a model."""
         limits, own = self._settings.limits, key.limits
         return RequestLimits(
-            pictures=_least(limits.pictures, limits.queue, own.pictures, own.pictures_per_minute),
+            pictures=_least(limits.pictures, limits.client_queue, own.pictures, own.pictures_per_minute),
             prompt_characters=_least(limits.prompt_characters, own.prompt_characters),
             min_steps=model.min_steps,
             max_steps=max(model.min_steps, _least(model.max_steps, own.steps)),

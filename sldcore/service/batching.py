@@ -11,6 +11,7 @@ waited meanwhile. A client that is alone never waits.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
@@ -46,10 +47,12 @@ class JobQueue:
         capacity: Jobs that may wait, at most; those that are given back come on top.
         batch: Jobs of a batch, at most.
         wait: Seconds that a batch waits for others, at most.
+        share: Jobs of one named client that may wait, at most; as many as there is room for by default.
     """
 
-    def __init__(self, capacity: int, batch: int, wait: float) -> None:
+    def __init__(self, capacity: int, batch: int, wait: float, share: int | None = None) -> None:
         self.capacity = capacity
+        self._share = capacity if share is None else share
         self._batch, self._wait = batch, wait
         self._clients: dict[Hashable, dict[str, Waiting]] = {}  # whose turn it is comes first
         self._of: dict[str, Hashable] = {}
@@ -73,6 +76,9 @@ class JobQueue:
         if len({job.id for job in jobs} - self._of.keys()) < len(jobs):
             raise ValueError("jobs that wait together need ids of their own")
         if len(self) + len(jobs) > self.capacity:
+            return None
+        coming = Counter(job.client for job in jobs if job.client)
+        if any(len(self._clients.get(client, ())) + count > self._share for client, count in coming.items()):
             return None
         self._requests += 1
         taken = []

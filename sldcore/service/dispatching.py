@@ -71,7 +71,7 @@ class Dispatcher:
         make = worker_factory or _processes(policies, host_factory, limits.filter_grace)
         self._seats = [Seat(each, make(each)) for each in assignments(settings)]
         self._restarts = restarts or Restarts()
-        self._queue = JobQueue(limits.queue, limits.batch, limits.batch_wait)
+        self._queue = JobQueue(limits.queue, limits.batch, limits.batch_wait, limits.client_queue)
         self._taken: dict[str, Taken] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._keepers: list[asyncio.Task[None]] = []

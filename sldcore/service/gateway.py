@@ -72,6 +72,10 @@ class Gateway:
         except ValueError as problem:
             raise invalid(str(problem), "policy", "invalid_policy") from None
 
+    def client(self, key: Key) -> str:
+        """Whose turn it is in the queue: the key's; where there are no keys, that of each request."""
+        return "" if key is self.access.everybody else key.id
+
     def label(self, policy: SafetyPolicy) -> str:
         """A policy's name for metrics: what clients made up themselves is 'inline'."""
         return policy.name if self.access.policies.get(policy.name) is policy else "inline"

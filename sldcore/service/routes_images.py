@@ -125,7 +125,7 @@ async def _jobs(gateway: Gateway, key: Key, asked: ImageRequest, facts: Facts) -
     return [
         PictureJob(
             id=f"{facts.id}-{index}",
-            client=key.id,
+            client=gateway.client(key),
             model=model,
             prompt=prompt,
             seed=seed,

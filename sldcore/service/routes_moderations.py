@@ -68,7 +68,7 @@ async def review(request: Request, gateway: GatewayOf, key: Caller, facts: Facts
     """
     limits = gateway.settings.limits
     asked = await read_request(request, ModerationRequest, limits.body_bytes)
-    groups = groups_of(asked.input, min(limits.review_inputs, limits.queue))
+    groups = groups_of(asked.input, min(limits.review_inputs, limits.client_queue))
     model, settings = gateway.model_for(key, asked.model)
     parts = [part for group in groups for part in group]
     most = gateway.access.limits_of(key, settings).prompt_characters
@@ -81,7 +81,7 @@ async def review(request: Request, gateway: GatewayOf, key: Caller, facts: Facts
         _DECODING, lambda: [_content(part, most, limits.review_pixels) for part in parts]
     )
     jobs = [
-        ReviewJob(f"{facts.id}-{index}", model, policy, client=key.id, **content)
+        ReviewJob(f"{facts.id}-{index}", model, policy, client=gateway.client(key), **content)
         for index, content in enumerate(contents)
     ]
     try:

@@ -114,6 +114,12 @@ class LimitSettings(Strict):
     """Limits for everybody; a key may have tighter ones."""
 
     queue: int = Field(64, ge=1, description="Pictures and reviews that may wait, at most.")
+    key_queue: int | None = Field(
+        None,
+        ge=1,
+        description="Pictures and reviews of one key that may wait, at most; three quarters of the queue by default. Where there are no "
+        "keys, all of it.",
+    )
     batch: int = Field(8, ge=1, description="Pictures that are denoised together, at most.")
     batch_wait: float = Field(
         0.02,
@@ -123,9 +129,10 @@ class LimitSettings(Strict):
     )
     deadline: float = Field(120.0, gt=0, description="Seconds that a request may take, queue included.")
     filter_grace: float = Field(
-        60.0,
+        180.0,
         gt=0,
-        description="Seconds without a sign of life after which a busy worker counts as hung and is replaced.",
+        description="Seconds without a sign of life after which a busy worker counts as hung and is replaced; should be longer than "
+        "the time limit of any filter (120 by default), which otherwise ends the worker and not the filter.",
     )
     drain: float = Field(
         60.0, ge=0, description="Seconds to finish what was taken, when the service is told to stop."
@@ -135,6 +142,11 @@ class LimitSettings(Strict):
     pictures: int = Field(8, ge=1, le=128, description="Largest n of a request.")
     review_inputs: int = Field(32, ge=1, description="Most texts and pictures of one moderation.")
     review_pixels: int = Field(2**24, ge=1, description="Most pixels of a picture to review.")
+
+    @property
+    def client_queue(self) -> int:
+        """How many jobs of one key may wait."""
+        return min(self.queue, self.key_queue or max(1, 3 * self.queue // 4))
 
 
 class AuditSettings(Strict):

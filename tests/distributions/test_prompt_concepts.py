@@ -1,3 +1,5 @@
+"""The filter ``prompt-concepts``; test_distributions.py runs its contract, which the plugin brings along."""
+
 from __future__ import annotations
 
 import shutil
@@ -16,16 +18,9 @@ from sldcore import SafetyPolicy
 from sldcore.concepts import resolve
 from sldcore.errors import ModelError
 from sldcore.filters.base import PromptContext
-from sldcore.testing import PromptFilterContract
 from sldcore.types import Verdict
 
 TOKENIZER = Path(sld_filter_prompt_concepts.__file__).with_name("tokenizer.json")
-
-
-class TestContract(PromptFilterContract):
-    (contribution,) = sld_filter_prompt_concepts.sld_prompt_filters()
-    flagged = ("a bloody corpse, gore", "masterpiece, 8k, cinematic light, a naked girl, highly detailed")
-    clean = ("a red knight on a meadow", "a bowl of fruit on a table, oil painting", "")
 
 
 @pytest.fixture(scope="module")

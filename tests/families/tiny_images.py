@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UNet2DConditionModel,
 )
+from module_copies import copied
 from PIL import Image
 from tiny_image_denoisers import (
     SIZE,
@@ -187,7 +187,7 @@ class Tiny:
         """A new pipeline, silent: the denoiser is a copy, the other models are shared, and nobody may change them."""
         cls = KOLORS_CLASSES.get(self.pipeline) or getattr(diffusers, self.pipeline)
         parts = self.components(**self.options())
-        own = {name: deepcopy(parts[name]) for name in ("unet", "transformer") if name in parts}
+        own = {name: copied(parts[name]) for name in ("unet", "transformer") if name in parts}
         pipe = cls(**parts | own)
         pipe.set_progress_bar_config(disable=True)
         return pipe

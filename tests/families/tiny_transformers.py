@@ -21,6 +21,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
+from module_copies import copied
 
 SIZE = 32  # of pictures, in pixels
 
@@ -269,7 +270,7 @@ def build(name: str, **replaced: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # diffusers uses a class of its own that it deprecates
         parts = {**PARTS[name](), **replaced}
-    pipe = kind(**{part: deepcopy(value) for part, value in parts.items()})
+    pipe = kind(**{part: copied(value) for part, value in parts.items()})
     pipe.set_progress_bar_config(disable=True)
     if hasattr(pipe, "default_sample_size"):
         pipe.default_sample_size = SIZE // pipe.vae_scale_factor

@@ -5,7 +5,6 @@ Sizes are those of diffusers' own tests.
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import diffusers
@@ -22,6 +21,7 @@ from diffusers import (
     WanTransformer3DModel,
     WanVACETransformer3DModel,
 )
+from module_copies import copied
 from PIL import Image
 from tiny_images import picture
 from tiny_video_denoisers import (
@@ -71,7 +71,7 @@ def half_mask(frames: int, size: int) -> torch.Tensor:
 
 def pipeline(name: str, **components: Any) -> Any:
     """A pipeline over copies of the components, silent."""
-    pipe = getattr(diffusers, name)(**{key: deepcopy(part) for key, part in components.items()})
+    pipe = getattr(diffusers, name)(**{key: copied(part) for key, part in components.items()})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

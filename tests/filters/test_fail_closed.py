@@ -99,8 +99,14 @@ policies = st.fixed_dictionaries(
 
 
 @pytest.fixture(scope="module")
-def plain() -> Result:
-    return SafetyEngine(FakePipeline(), "off").generate(PROMPTS, **CALL)
+def fake() -> FakePipeline:
+    """One pipeline for all engines, which leave it as it was."""
+    return FakePipeline()
+
+
+@pytest.fixture(scope="module")
+def plain(fake: FakePipeline) -> Result:
+    return SafetyEngine(fake, "off").generate(PROMPTS, **CALL)
 
 
 def reached(policy: SafetyPolicy, last: bool) -> list[Any]:
@@ -123,7 +129,9 @@ def flags(name: str, last: bool) -> bool:
 @settings(
     max_examples=2000, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
-def test_nothing_that_is_forbidden_or_unreviewed_is_shown(policy: SafetyPolicy, plain: Result) -> None:
+def test_nothing_that_is_forbidden_or_unreviewed_is_shown(
+    policy: SafetyPolicy, fake: FakePipeline, plain: Result
+) -> None:
     faults = [
         use.on_error or policy.on_error
         for last in (False, True)
@@ -131,7 +139,7 @@ def test_nothing_that_is_forbidden_or_unreviewed_is_shown(policy: SafetyPolicy, 
         if use.use in FAULTY
     ]
     with using(catalogue_of(*KINDS)):
-        engine = SafetyEngine(FakePipeline(), policy)
+        engine = SafetyEngine(fake, policy)
         if "raise" in faults:
             with pytest.raises(SafetyFailure):
                 engine.generate(PROMPTS, **CALL)

@@ -43,6 +43,16 @@ def test_a_request_is_taken_whole_or_not_at_all() -> None:
     assert waiting.push(pictures("e"), 0, 10) is not None
 
 
+def test_one_client_leaves_room_for_others() -> None:
+    waiting = JobQueue(8, 4, 1.0, share=3)
+    assert waiting.push(pictures("ab", client="one"), 0, 10) is not None
+    assert waiting.push(pictures("cd", client="one"), 0, 10) is None
+    assert waiting.push(pictures("c", client="one"), 0, 10) is not None
+    assert waiting.push(pictures("def", client="two"), 0, 10) is not None
+    assert waiting.push(pictures("gh"), 0, 10) is not None  # who has no name is bound by the queue alone
+    assert waiting.push(pictures("i"), 0, 10) is None
+
+
 def test_an_id_waits_once() -> None:
     waiting = queue()
     waiting.push(pictures("a"), 0, 10)

@@ -6,7 +6,7 @@ batch, so a text would get another vector beside other texts.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,9 @@ from sldcore.errors import ModelError
 
 WINDOW: Final = 128
 """Tokens that are embedded together; the model was trained on no more."""
+
+REMEMBERED: Final = 4096
+"""Texts whose vectors an encoder keeps."""
 
 _OWN_TOKENIZER: Final = Path(__file__).with_name("tokenizer.json")
 _QUIET: Final = 3  # errors only
@@ -52,6 +55,8 @@ class Encoder:
         self._tokenizer.no_truncation()
         self._inputs = [each.name for each in self._session.get_inputs()]
         self.digest = _digest(weights, tokenizer)
+        self.kept_vectors = lru_cache(REMEMBERED)(self.vectors)
+        """As :meth:`vectors`, for what comes again and again: the terms of concepts, whichever filter asks."""
 
     def vectors(self, text: str) -> NDArray[np.float64]:
         """The vectors of a text, [n, D]: one if it fits into the window, else one for each piece of it.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +12,6 @@ from sld_filter_prompt_concepts import ConceptOptions, __version__
 from sld_filter_prompt_concepts.encoder import encoder_for
 from sldcore.filters.base import PromptContext
 from sldcore.types import Verdict
-
-REMEMBERED = 4096
-"""Concepts' terms whose vectors are kept."""
 
 
 class PromptConcepts:
@@ -31,7 +27,6 @@ class PromptConcepts:
     def __init__(self, options: ConceptOptions) -> None:
         self._encoder = encoder_for(options.model, options.threads)
         self._threshold = options.threshold
-        self._term = lru_cache(REMEMBERED)(self._encoder.vectors)
 
     def review(self, prompts: Sequence[str], contexts: Sequence[PromptContext]) -> list[Verdict]:
         """One verdict per prompt.
@@ -73,7 +68,9 @@ class PromptConcepts:
         return {name: self._nearest(said, texts) for name, texts in concepts.items()}
 
     def _nearest(self, said: NDArray[np.float64], texts: Sequence[str]) -> float:
-        terms = np.concatenate([self._term(part) for text in texts for part in parts_of(text)])
+        terms = np.concatenate(
+            [self._encoder.kept_vectors(part) for text in texts for part in parts_of(text)]
+        )
         return float(np.clip((said @ terms.T).max(), 0, 1))
 
 
