@@ -16,7 +16,7 @@ from sldcore.cli.serve import require_extra
 from sldcore.errors import ConfigurationError, listed, nearest
 
 if TYPE_CHECKING:
-    from sldcore.service.keys import Key, KeyFile
+    from sldcore.service.rights.keys import Key, KeyFile
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and revoke the API keys of the service.")
 
@@ -60,7 +60,7 @@ def new(
     Only its hash goes into the file, which is made if there is none. A service that uses the file sees the change.
     """
     require_extra()
-    from sldcore.service.keys import hash_of, new_token
+    from sldcore.service.rights.keys import hash_of, new_token
 
     token = new_token()
     limits = {
@@ -92,7 +92,7 @@ def new(
 def list_keys(file: File, as_json: Json = False) -> None:
     """List keys and what each may do; nothing that one could ask with."""
     require_extra()
-    from sldcore.service.keys import read_keys
+    from sldcore.service.rights.keys import read_keys
 
     keys = read_keys(file).keys
     now = datetime.now(UTC)
@@ -112,7 +112,7 @@ def list_keys(file: File, as_json: Json = False) -> None:
 def revoke(key: Annotated[str, typer.Argument(metavar="ID", help="Which key.")], file: File) -> None:
     """Take a key out of the file: a service that uses the file refuses it from its next request on."""
     require_extra()
-    from sldcore.service.keys import KeyFile, read_keys, write_keys
+    from sldcore.service.rights.keys import KeyFile, read_keys, write_keys
 
     keys = read_keys(file).keys
     names = [each.id for each in keys]
@@ -137,7 +137,7 @@ def _add(file: Path, content: dict[str, Any]) -> None:
     from pydantic import ValidationError
 
     from sldcore.documents import describe_invalid
-    from sldcore.service.keys import Key, KeyFile, read_keys, write_keys
+    from sldcore.service.rights.keys import Key, KeyFile, read_keys, write_keys
 
     before: KeyFile = read_keys(file) if file.exists() else KeyFile()
     names = [each.id for each in before.keys]

@@ -16,14 +16,14 @@ import uvicorn
 
 from sldcore.errors import ConfigurationError
 from sldcore.policy import SafetyPolicy
-from sldcore.service.access import Access
-from sldcore.service.app import create_app
 from sldcore.service.backend import Backend
-from sldcore.service.dispatching import Dispatcher
-from sldcore.service.keys import Keys
+from sldcore.service.http.app import create_app
 from sldcore.service.ledger import open_ledger
+from sldcore.service.rights.access import Access
+from sldcore.service.rights.keys import Keys
 from sldcore.service.settings import ServiceSettings
-from sldcore.service.workforce import WorkerFactory
+from sldcore.service.working.dispatching import Dispatcher
+from sldcore.service.working.workforce import WorkerFactory
 
 LAST_ANSWERS: Final = 5.0
 """Seconds that answers may still take to be sent after the workers have stopped."""
@@ -115,7 +115,7 @@ def _workers(
     """What makes workers: Ray's replicas if the settings say so, else nothing, for processes of this machine."""
     if not settings.ray:
         return nullcontext()
-    from sldcore.service.ray_workers import ray_workers
+    from sldcore.service.working.ray_workers import ray_workers
 
     return ray_workers(settings, policies)
 

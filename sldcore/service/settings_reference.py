@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sldcore.service.keys import Key, KeyLimits
+from sldcore.service.rights.keys import Key, KeyLimits
 from sldcore.service.settings import (
     PREFIX,
     AuditSettings,

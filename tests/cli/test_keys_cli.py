@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from sldcore.cli import app
-from sldcore.service.keys import Keys, hash_of
+from sldcore.service.rights.keys import Keys, hash_of
 
 
 @pytest.fixture

@@ -63,17 +63,21 @@ def test_every_flag_reaches_its_setting() -> None:
         elif isinstance(field, int | float):
             given, wanted = [flag, str(int(field) + 2)], int(field) + 2
         else:
-            given, wanted = [flag, *_other(path)], _other(path)[0]
+            given, wanted = [flag, *map(str, _other(path))], _other(path)[0]
         found: Any = printed(*given)
         for name in path:
             found = found[name]
         assert found == wanted, path
 
 
-def _other(path: tuple[str, ...]) -> list[str]:
-    return {"host": ["localhost"], "format": ["jsonl"], "public_url": ["https://pictures.example.org"]}.get(
-        path[-1], ["other"]
-    )
+def _other(path: tuple[str, ...]) -> list[Any]:
+    other = {
+        "host": "localhost",
+        "format": "jsonl",
+        "public_url": "https://pictures.example.org",
+        "key_queue": 3,
+    }
+    return [other.get(path[-1], "other")]
 
 
 def test_the_printed_settings_are_a_file_of_settings(tmp_path: Path) -> None:

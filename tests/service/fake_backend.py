@@ -91,7 +91,9 @@ class FakeBackend:
         if isinstance(job, PictureJob):
             account = self._account(job, job.prompt, job.seed, FORBIDDEN in job.prompt)
             png = png_of((0, 0, 0)) if account["withheld"] else png_of((0, job.seed % 256, 255))
-            answer = PictureAnswer(job.id, png, account, timings={"encode": 0.125, "denoise": 0.375, "review": 0.25})
+            answer = PictureAnswer(
+                job.id, png, account, timings={"encode": 0.125, "denoise": 0.375, "review": 0.25}
+            )
             if job.explain:
                 curves = {"violence": {"norm": [None, 1.0], "relevance": [None, 0.5]}}
                 answer = replace(answer, heat=png_of((9, 9, 9)), curves=curves)

@@ -10,10 +10,10 @@ from typing import Any
 
 from fake_hosts import png_of, settings_for
 
-from sldcore.service.dispatching import Dispatcher
 from sldcore.service.jobs import Answer, Failed, Job, PictureAnswer, PictureJob, ReviewAnswer
-from sldcore.service.seats import Restarts
-from sldcore.service.workforce import Assignment, Emit, WorkerLost
+from sldcore.service.working.dispatching import Dispatcher
+from sldcore.service.working.seats import Restarts
+from sldcore.service.working.workforce import Assignment, Emit, WorkerLost
 
 
 class Batch:

@@ -21,9 +21,9 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 from PIL import Image
 
-import sldcore.service
+from sldcore.service import http
 
-FILES = Path(sldcore.service.__file__).parent / "page"
+FILES = Path(http.__file__).parent / "page"
 TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript",

@@ -16,9 +16,9 @@ from fake_backend import FakeBackend
 from fastapi import FastAPI
 
 from sldcore.errors import SafetyFailure
-from sldcore.service.app import create_app
-from sldcore.service.keys import Key, KeyLimits, Keys, hash_of
+from sldcore.service.http.app import create_app
 from sldcore.service.ledger import Head, Wanted
+from sldcore.service.rights.keys import Key, KeyLimits, Keys, hash_of
 from sldcore.service.settings import ServiceSettings
 
 SIZES = {"playground": [(64, 64), (128, 64)], "small": [(32, 32)]}

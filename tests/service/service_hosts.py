@@ -16,7 +16,7 @@ from sldcore import SafetyPolicy
 from sldcore.catalogue import using
 from sldcore.contributions import MarkKind, PostFilterKind, PromptFilterKind, StepHookKind
 from sldcore.errors import SafetyFailure
-from sldcore.service.engine_host import EngineHost
+from sldcore.service.hosting.engine_host import EngineHost
 from sldcore.service.jobs import Answer, Event, Failed, Job, PictureAnswer, PictureJob
 from sldcore.service.settings import ModelSettings
 from sldcore.testing import catalogue_of

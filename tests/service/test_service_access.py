@@ -15,9 +15,9 @@ from sldcore.documents import to_yaml
 from sldcore.errors import ConfigurationError, PolicyError
 from sldcore.policy import SafetyPolicy
 from sldcore.policy_parts import FilterUse, Gate, GuidanceSpec
-from sldcore.service.access import Access, Forbidden
-from sldcore.service.inline import FREE_IN_FILTERS, InlinePolicies
-from sldcore.service.keys import Key, KeyFile, Keys, hash_of, write_keys
+from sldcore.service.rights.access import Access, Forbidden
+from sldcore.service.rights.inline import FREE_IN_FILTERS, InlinePolicies
+from sldcore.service.rights.keys import Key, KeyFile, Keys, hash_of, write_keys
 from sldcore.service.settings import ServiceSettings
 from sldcore.strictness import weaker_where
 
@@ -503,7 +503,7 @@ def test_both_floors_hold(folder: Path) -> None:
 
 
 def test_comparisons_are_kept_and_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sldcore.service import access as module
+    from sldcore.service.rights import access as module
 
     access = Access(service(folder))
     compared: list[str] = []

@@ -8,8 +8,8 @@ from fake_hosts import picture, review
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, precondition, rule
 
-from sldcore.service.batching import JobQueue, Waiting
 from sldcore.service.jobs import Job
+from sldcore.service.working.batching import JobQueue, Waiting
 
 MODELS = ("m", "n")
 

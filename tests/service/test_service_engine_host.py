@@ -18,8 +18,8 @@ from service_hosts import CLOSE, STEPS, hosting, job, pictures, pixels, policy, 
 from sldcore import SafetyEngine, load_pipeline
 from sldcore.denoiser import HOOK_NAME
 from sldcore.errors import ConfigurationError
-from sldcore.service.engine_host import EngineHost
-from sldcore.service.hosted_models import HostedModel, size_of
+from sldcore.service.hosting.engine_host import EngineHost
+from sldcore.service.hosting.hosted_models import HostedModel, size_of
 from sldcore.service.jobs import Event, Failed, Progress
 from sldcore.service.settings import ModelSettings
 

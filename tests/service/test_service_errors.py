@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from service_app import TOKENS, Made, bearer, made_app, served
 
 from sldcore.service.backend import Draining
-from sldcore.service.errors import ServiceError
+from sldcore.service.http.errors import ServiceError
 
 PATH = "/v1/images/generations"
 JSON = {"Content-Type": "application/json"}

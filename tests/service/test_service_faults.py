@@ -18,10 +18,10 @@ from fake_hosts import FakeHost, picture, png_of, review, settings_for
 from sldcore.errors import ConfigurationError
 from sldcore.policy import SafetyPolicy
 from sldcore.service.backend import Busy
-from sldcore.service.dispatching import Dispatcher
 from sldcore.service.jobs import Answer, Event, Failed, PictureAnswer, Progress, ReviewAnswer
-from sldcore.service.seats import Restarts
 from sldcore.service.settings import ModelSettings, ServiceSettings
+from sldcore.service.working.dispatching import Dispatcher
+from sldcore.service.working.seats import Restarts
 
 FAST = Restarts(first=0.01, most=0.1, tries=2)
 

@@ -14,7 +14,7 @@ from service_app import TOKENS, made_app, served
 from typer.testing import CliRunner
 
 from sldcore.cli import app
-from sldcore.service.schemas import ImageRequest, Safety
+from sldcore.service.http.schemas import ImageRequest, Safety
 from sldcore.service.settings_sources import read_settings
 
 ROOT = Path(__file__).parents[2]

@@ -14,10 +14,10 @@ from PIL import Image
 from service_app import Made, RawRequest, bearer, made_app
 
 from sldcore.policy import SafetyPolicy
-from sldcore.service.app import create_app
+from sldcore.service.http.app import create_app
+from sldcore.service.http.pictures_store import PicturesStore
 from sldcore.service.jobs import PictureJob
 from sldcore.service.ledger import open_ledger
-from sldcore.service.pictures_store import PicturesStore
 from sldcore.service.settings import AuditSettings, ServiceSettings
 
 PATH = "/v1/images/generations"

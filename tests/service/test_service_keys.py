@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from sldcore.errors import ConfigurationError
-from sldcore.service import keys as module
-from sldcore.service.keys import (
+from sldcore.service.rights import keys as module
+from sldcore.service.rights.keys import (
     ANONYMOUS,
     Key,
     KeyFile,

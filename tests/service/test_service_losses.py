@@ -11,11 +11,11 @@ from hand_workers import Batch, Service, reasons, run, service, settle
 
 from sldcore.errors import ConfigurationError
 from sldcore.service.backend import Draining
-from sldcore.service.batching import Waiting
 from sldcore.service.jobs import Event, Failed, Partial, Progress
-from sldcore.service.seats import Restarts
-from sldcore.service.taken import Request, Taken
-from sldcore.service.workforce import WorkerLost
+from sldcore.service.working.batching import Waiting
+from sldcore.service.working.seats import Restarts
+from sldcore.service.working.taken import Request, Taken
+from sldcore.service.working.workforce import WorkerLost
 
 
 def test_jobs_of_a_lost_worker_are_run_once_more_each_alone() -> None:

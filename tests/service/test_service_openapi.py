@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import CHECKS, load_all_checks
 from service_app import bearer, made_app
 
-from sldcore.service.routes_page import POLICY
+from sldcore.service.http.routes_page import POLICY
 
 OPERATIONS = (
     "generate_images", "fetch_image", "review", "list_models", "get_model", "list_policies", "get_policy", "who_am_i",

@@ -15,9 +15,9 @@ from fastapi.testclient import TestClient
 from service_app import TOKENS, Made, MemoryLedger, bearer, made_app, made_keys, made_settings
 
 from sldcore.errors import ModelError
-from sldcore.service import routes_catalogue
-from sldcore.service.app import create_app
-from sldcore.service.routes_page import POLICY, add_page
+from sldcore.service.http import routes_catalogue
+from sldcore.service.http.app import create_app
+from sldcore.service.http.routes_page import POLICY, add_page
 
 PATH = "/v1/images/generations"
 

@@ -145,4 +145,4 @@ def test_lines_and_edges_stand_out_too(dark: bool) -> None:
 def test_the_wheel_brings_the_page() -> None:
     shipped = {Path(each.distribution_path) for each in WheelBuilder(str(ROOT)).recurse_included_files()}
 
-    assert {Path("sldcore/service/page") / name for name in TEXTS} <= shipped
+    assert {Path("sldcore/service/http/page") / name for name in TEXTS} <= shipped

@@ -11,12 +11,12 @@ from evaluation import chromium
 from service_app import served
 
 from sldcore.policy import SafetyPolicy
-from sldcore.service.access import Access
-from sldcore.service.app import create_app
-from sldcore.service.dispatching import Dispatcher
-from sldcore.service.keys import Key, Keys, hash_of
+from sldcore.service.http.app import create_app
 from sldcore.service.ledger import open_ledger
+from sldcore.service.rights.access import Access
+from sldcore.service.rights.keys import Key, Keys, hash_of
 from sldcore.service.settings import ServiceSettings
+from sldcore.service.working.dispatching import Dispatcher
 
 PROGRAM = chromium.installed()
 TOKEN = "sld-operator"

@@ -14,9 +14,9 @@ from service_hosts import STEPS, hosting, job, pictures, pixels, policy, run
 from sldcore import SafetyPolicy
 from sldcore.playground import load_classifier
 from sldcore.policy import Gate
-from sldcore.service.engine_host import EngineHost
+from sldcore.service.hosting.engine_host import EngineHost
+from sldcore.service.hosting.previews import due_steps
 from sldcore.service.jobs import Event, Partial, PictureAnswer, PictureJob, Progress
-from sldcore.service.previews import due_steps
 
 CLOWN = "a red clown on a meadow"
 GLYPHS = {"use": "playground-glyphs"}

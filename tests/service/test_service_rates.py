@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sldcore.service.keys import Key, KeyLimits
-from sldcore.service.rates import Rates, TooMany
+from sldcore.service.rights.keys import Key, KeyLimits
+from sldcore.service.rights.rates import Rates, TooMany
 
 
 class Clock:

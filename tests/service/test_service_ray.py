@@ -24,13 +24,13 @@ from service_process import BLOCKING, service
 from sldcore.errors import ConfigurationError
 from sldcore.evaluation.ray_cluster import ray_cluster
 from sldcore.policy import SafetyPolicy
-from sldcore.service.dispatching import Dispatcher
-from sldcore.service.engine_host import EngineHost
+from sldcore.service.hosting.engine_host import EngineHost
 from sldcore.service.jobs import Event, Failed, PictureAnswer, PictureJob, Progress
-from sldcore.service.ray_serving import RayServe, serve_module
-from sldcore.service.ray_workers import RayWorker, ray_workers
 from sldcore.service.settings import ServiceSettings
-from sldcore.service.workforce import WorkerLost, assignments
+from sldcore.service.working.dispatching import Dispatcher
+from sldcore.service.working.ray_serving import RayServe, serve_module
+from sldcore.service.working.ray_workers import RayWorker, ray_workers
+from sldcore.service.working.workforce import WorkerLost, assignments
 
 MARK = "SLD_TEST_RAY"
 """A variable in the environment of all that the tests start."""

@@ -11,10 +11,10 @@ import pytest
 from fake_hosts import FakeHost, picture, png_of, settings_for
 
 from sldcore import __version__
-from sldcore.service import ray_replica
 from sldcore.service.jobs import Failed, PictureAnswer, Progress
-from sldcore.service.ray_replica import Broken, Bundle, FromReplica, Replica, Said
-from sldcore.service.worker import Alive, Done, Ready, Refused
+from sldcore.service.working import ray_replica
+from sldcore.service.working.ray_replica import Broken, Bundle, FromReplica, Replica, Said
+from sldcore.service.working.worker import Alive, Done, Ready, Refused
 
 
 async def warm(folder: Path) -> tuple[Replica, AsyncIterator[Bundle]]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sldcore.service.redaction import for_clients, prompts_left_out, traceback_text, without_prompts
+from sldcore.service.hosting.redaction import for_clients, prompts_left_out, traceback_text, without_prompts
 
 PROMPT = "a purple elephant with a very long\nsecond line"
 

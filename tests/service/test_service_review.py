@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from service_app import SIZES, MemoryLedger, RawRequest, bearer, made_app, made_keys, made_settings
 
 from sldcore import SafetyPolicy
-from sldcore.service import routes_moderations
-from sldcore.service.access import Access
-from sldcore.service.app import create_app
 from sldcore.service.backend import Status
-from sldcore.service.keys import Key, KeyFile, Keys, hash_of, new_token, read_keys, write_keys
+from sldcore.service.http import routes_moderations
+from sldcore.service.http.app import create_app
+from sldcore.service.rights.access import Access
+from sldcore.service.rights.keys import Key, KeyFile, Keys, hash_of, new_token, read_keys, write_keys
 from sldcore.strictness import at_least, weaker_where
 
 IMAGES, MODERATIONS = "/v1/images/generations", "/v1/moderations"

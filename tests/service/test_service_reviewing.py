@@ -14,7 +14,7 @@ from service_hosts import GO_ON, hosting, job, pictures, png, policy, run
 
 from sldcore import SafetyPolicy
 from sldcore.filters.file_review import FileReview
-from sldcore.service.engine_host import EngineHost
+from sldcore.service.hosting.engine_host import EngineHost
 from sldcore.service.jobs import Answer, Failed, ReviewAnswer, ReviewJob
 
 TERMS = {"use": "prompt-terms", "options": {"terms": "dagger, poison", "category": "weapons"}}

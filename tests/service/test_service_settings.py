@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from sldcore.errors import ConfigurationError
-from sldcore.service.keys import KeyFile
+from sldcore.service.rights.keys import KeyFile
 from sldcore.service.settings import ServiceSettings, is_loopback, size_of
 from sldcore.service.settings_reference import EXAMPLE, KEYS_EXAMPLE, markdown, settings_paths
 from sldcore.service.settings_sources import read_settings

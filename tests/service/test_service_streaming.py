@@ -10,7 +10,7 @@ from fake_backend import FakeBackend, busy
 from fastapi.testclient import TestClient
 from service_app import Made, RawRequest, bearer, made_app
 
-from sldcore.service import streaming
+from sldcore.service.http import streaming
 
 PATH = "/v1/images/generations"
 

@@ -19,8 +19,8 @@ from fake_hosts import FakeHost, picture, png_of, review, settings_for
 
 from sldcore.errors import ConfigurationError
 from sldcore.service.jobs import Failed, PictureAnswer, Progress, ReviewAnswer
-from sldcore.service.supervising import WorkerProcess
-from sldcore.service.workforce import Assignment, WorkerLost, assignments
+from sldcore.service.working.supervising import WorkerProcess
+from sldcore.service.working.workforce import Assignment, WorkerLost, assignments
 
 
 def worker_in(folder: Path, grace: float = 30.0, **more: Any) -> WorkerProcess:

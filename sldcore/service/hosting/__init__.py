@@ -1,0 +1,1 @@
+"""What a worker does with its jobs: the engine followed step by step, partial pictures, explanations, reviews."""

@@ -1,0 +1,1 @@
+"""Carrying jobs out: a bounded queue, batches, worker processes or Ray's replicas, and what happens when one dies."""
