@@ -151,7 +151,7 @@ def test_pictures_of_the_playground_are_those_of_diffusers_safe_pipeline(
     steps = max(5, int(sld["sld_warmup_steps"]) + 3)
     reference = trio.images(trio.safe, 2, steps, **sld)
     assert_guidance_acts(trio, reference[:1], steps)
-    for batch in (1, 2):
+    for batch in (1, 2) if preset == "max" else (2,):
         ours = trio.images(trio.ours, batch, steps, **sld)
         np.testing.assert_allclose(ours, reference[:batch], rtol=0, atol=TOLERANCE / 100)
 

@@ -56,6 +56,7 @@ def write(work: Path, docs: Path) -> None:
         "savings": savings_table(merged),
         "few-roles": few_table({each: runs[each] for each in FEW}, merged, work, ROLES),
         "few-neutral": few_table({each: runs[each] for each in FEW}, merged, work, NEUTRAL),
+        "few-explicit": few_table({each: runs[each] for each in FEW}, merged, work, EXPLICIT),
     }
     page = docs / "methods.md"
     text = page.read_text(encoding="utf-8")
@@ -198,7 +199,7 @@ def goal_table(run: Run) -> str:
 
 def gates_table(run: Run, gates: Run) -> str:
     """How far each idea for a gate got, all on the prompts that those of ``gates`` have."""
-    head = ["method", "IP on roles", "minus max", "p", "missed", "subject", "neutral identical", "rows on neutral", "rows on roles"]  # fmt: skip
+    head = ["method", "IP on roles", "minus max", "p", "missed", "subject", "neutral identical", "rows on neutral", "rows on roles", "IP on explicit"]  # fmt: skip
     methods = list(dict.fromkeys(method for _, method in gates))
     shown = {benchmark: run[benchmark, method] for benchmark, method in gates}
     rows = [_gate(method, _same_prompts(run, shown)) for method in ("max", "gated", *methods) if shown]
@@ -233,6 +234,7 @@ def _gate(method: str, run: Run) -> list[str]:
         f"{100 * neutral.identical.value:.1f} %",
         f"{neutral.rows.value:.3f}",
         f"{roles.rows.value:.3f}",
+        _signless(line(method, run.get((EXPLICIT, method), {}), run.get((EXPLICIT, "off"), {})).ip),
     ]
 
 
@@ -274,7 +276,7 @@ def savings_table(run: Run) -> str:
 
 
 def few_table(stages: Mapping[str, Run], main: Run, work: Path, benchmark: str) -> str:
-    """Role prompts: off minus IP. Neutral prompts: RMSE to off. One column for each number of steps and scheduler."""
+    """Role and explicit prompts: off minus IP. Neutral ones: RMSE to off. One column for each number of steps and scheduler."""
     columns = {"50 ddim": (main, {})}
     columns |= {
         stage.removeprefix("few-").replace("-", " "): (run, refused(work / stage))
