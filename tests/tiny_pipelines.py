@@ -6,11 +6,11 @@ ignores its text would pass any test of guidance.
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from module_copies import copied
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sldcore.concepts import load_pack
@@ -104,8 +104,8 @@ def parts() -> dict[str, Any]:
 
 
 def pipeline(cls: type = StableDiffusionPipeline, /, **components: Any) -> Any:
-    """A pipeline over copies of the components, silent, without what is not given."""
-    copies = {name: deepcopy(part) for name, part in components.items()}
+    """A pipeline over copies of the components, which nobody may change; silent, without what is not given."""
+    copies = {name: copied(part) for name, part in components.items()}
     copies.setdefault("scheduler", ddim())
     absent = {"safety_checker": None, "feature_extractor": None}
     pipe = cls(**{**absent, **copies, "requires_safety_checker": copies.get("safety_checker") is not None})

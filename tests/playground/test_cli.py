@@ -30,8 +30,16 @@ def test_show_refuses_another_format_and_writes_nothing(tmp_path: Path) -> None:
 def test_a_quick_training_prints_stages_and_measurements(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All its steps, with fewer pictures in each."""
-    fewer = replace(Settings.quick(), pictures=24, held_out=8, vae_batch=1, classifier_batch=4, unet_batch=2)
+    """All its steps, with fewer pictures in each, and in single precision."""
+    fewer = replace(
+        Settings.quick(),
+        pictures=24,
+        held_out=8,
+        vae_batch=1,
+        classifier_batch=4,
+        unet_batch=2,
+        bfloat16=False,
+    )
     monkeypatch.setattr(Settings, "quick", lambda seed: fewer)
     result = CliRunner().invoke(app, ["playground", "train", "--quick", "--out", str(tmp_path / "model")])
     assert result.exit_code == 0, result.output

@@ -59,7 +59,7 @@ class Encoder:
         """As :meth:`vectors`, for what comes again and again: the terms of concepts, whichever filter asks."""
 
     def vectors(self, text: str) -> NDArray[np.float64]:
-        """The vectors of a text, [n, D]: one if it fits into the window, else one for each piece of it.
+        """The vectors of a text, [n, D]: one if it fits into the window, else one for each different piece of it.
 
         Raises:
             ValueError: the model gives numbers that are not finite.
@@ -68,7 +68,8 @@ class Encoder:
         around = self._tokenizer.encode("").ids  # begin and end, if the model knows any
         room = WINDOW - len(around)
         first, last = around[: (len(around) + 1) // 2], around[(len(around) + 1) // 2 :]
-        pieces = [inner[start : start + room] for start in range(0, max(len(inner), 1), room)]
+        starts = range(0, max(len(inner), 1), room)
+        pieces = dict.fromkeys(tuple(inner[start : start + room]) for start in starts)
         return np.stack([self._vector([*first, *piece, *last]) for piece in pieces])
 
     def _vector(self, ids: list[int]) -> NDArray[np.float64]:
