@@ -112,7 +112,7 @@ def test_what_is_weaker_in_one_respect_is_weaker(changes: dict[str, Any], reason
     "changes",
     [
         {"name": "another", "description": "with words"},
-        {"guidance": guidance(options={"scale": 5000, "threshold": 1.0, "momentum_beta": 0.9})},
+        {"guidance": guidance(options={"scale": 5000, "threshold": 1.0, "momentum_scale": 0.5})},
         {"guidance": guidance(window={"start": 0})},
         {"guidance": guidance(window={"unit": "fraction", "start": 0})},
         {"guidance": guidance(window={"unit": "noise", "start": 1.0})},
