@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -38,6 +39,9 @@ from sldcore import load_pipeline
 QUEUE = 64
 TURN = 100
 """Requests of the service, and then the same of the engine."""
+SHORT = 2
+SHORT_POLICIES = ("off", "max", "blocking")
+"""Steps, and policies that act in so few, where only the memory counts."""
 CLOSE = 1.0
 """Mean levels of 255 by which pictures of other batches may differ."""
 
@@ -58,7 +62,7 @@ def load(number: int, clients: int) -> int:
         alone(by_policy, requests(1)[0])
         seconds = {"service": 0.0, "engine": 0.0}
         wrong, pictures, refused, longest = 0, 0, 0, 0.0
-        for turn in turns(number):
+        for turn in turns(requests(number)):
             started = perf_counter()
             with Watched(running) as watched:
                 told = answers(running, turn, clients)
@@ -88,18 +92,18 @@ def load(number: int, clients: int) -> int:
 def memory(number: int, clients: int) -> int:
     """Tell the memory as requests go by."""
     with TemporaryDirectory() as folder, service(Path(folder), settings()) as running:
-        answers(running, requests(TURN), clients)
+        asked = requests(number, SHORT_POLICIES, SHORT)
+        answers(running, asked[:TURN], clients)
         print("requests  service and worker, MiB", f"{0:8}  {mib(running):.0f}", sep="\n", flush=True)
-        for index, turn in enumerate(turns(number), 1):
+        for index, turn in enumerate(turns(asked), 1):
             answers(running, turn, clients)
             print(f"{index * TURN:8}  {mib(running):.0f}", flush=True)
     return 0
 
 
-def turns(number: int) -> list[list[Asked]]:
-    """So many requests, a turn at a time."""
-    asked = requests(number)
-    return [asked[start : start + TURN] for start in range(0, number, TURN)]
+def turns(asked: Sequence[Asked]) -> list[Sequence[Asked]]:
+    """Requests, a turn at a time."""
+    return [asked[start : start + TURN] for start in range(0, len(asked), TURN)]
 
 
 def mib(running: ServiceProcess) -> float:

@@ -50,6 +50,7 @@ class Asked:
     policy: str
     seed: int
     count: int
+    steps: int = STEPS
 
     @property
     def body(self) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class Asked:
             "policy": self.policy,
             "seed": self.seed,
             "n": self.count,
-            "steps": STEPS,
+            "steps": self.steps,
             "response_format": "b64_json",
         }
 
@@ -74,15 +75,15 @@ class Answered:
     """How often the queue had been full before."""
 
 
-def requests(number: int) -> list[Asked]:
+def requests(number: int, names: Sequence[str] = tuple(POLICIES), steps: int = STEPS) -> list[Asked]:
     """Requests that differ in prompt, policy, seed and number of pictures."""
-    names = list(POLICIES)
     return [
         Asked(
             f"{SUBJECTS[index % len(SUBJECTS)]} {PLACES[index // 7 % len(PLACES)]}",
             names[index // 3 % len(names)],
             1000 + index,
             2 if index % 5 == 4 else 1,
+            steps,
         )
         for index in range(number)
     ]
@@ -163,7 +164,7 @@ def alone(by_policy: Mapping[str, SafetyEngine], one: Asked) -> tuple[list[NDArr
     pictures, reports = [], []
     for index in range(one.count):
         result = by_policy[one.policy].generate(
-            one.prompt, seed=one.seed + index, num_inference_steps=STEPS, guidance_scale=SCALE
+            one.prompt, seed=one.seed + index, num_inference_steps=one.steps, guidance_scale=SCALE
         )
         pictures.append(np.asarray(result.images[0]))
         reports += result.reports
