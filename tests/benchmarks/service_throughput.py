@@ -94,10 +94,10 @@ def memory(number: int, clients: int) -> int:
     with TemporaryDirectory() as folder, service(Path(folder), settings()) as running:
         asked = requests(number, SHORT_POLICIES, SHORT)
         answers(running, asked[:TURN], clients)
-        print("requests  service and worker, MiB", f"{0:8}  {mib(running):.0f}", sep="\n", flush=True)
+        print("requests  service and worker, MiB", f"{0:8}  {mib(running)}", sep="\n", flush=True)
         for index, turn in enumerate(turns(asked), 1):
             answers(running, turn, clients)
-            print(f"{index * TURN:8}  {mib(running):.0f}", flush=True)
+            print(f"{index * TURN:8}  {mib(running)}", flush=True)
     return 0
 
 
@@ -106,9 +106,9 @@ def turns(asked: Sequence[Asked]) -> list[Sequence[Asked]]:
     return [asked[start : start + TURN] for start in range(0, len(asked), TURN)]
 
 
-def mib(running: ServiceProcess) -> float:
+def mib(running: ServiceProcess) -> str:
     """MiB in memory."""
-    return running.memory() / 2**20
+    return "  ".join(f"{each / 2**20:.0f}" for each in running.memory())
 
 
 def main() -> int:

@@ -66,9 +66,10 @@ class ServiceProcess:
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [each for each in children if "spawn_main" in " ".join(each.cmdline())]
 
-    def memory(self) -> int:
-        """Bytes in memory, of the service and its workers."""
-        return sum(each.memory_info().rss for each in (psutil.Process(self.process.pid), *self.workers()))
+    def memory(self) -> tuple[int, int]:
+        """Bytes in memory, of the service and of its workers."""
+        own = psutil.Process(self.process.pid).memory_info().rss
+        return own, sum(each.memory_info().rss for each in self.workers())
 
     def stop(self, seconds: float = PATIENCE) -> int:
         """SIGTERM, and the exit code."""
