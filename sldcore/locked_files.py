@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-_MODE: Final = 0o600
+OWNER_ONLY: Final = 0o600
+"""Mode of new files."""
+TIMEOUT: Final = 5.0
+"""Seconds to wait for other processes that write, where nobody waits without end."""
 _PAUSE: Final = 0.005
 """Seconds between two tries to get a lock that may not be waited for without end."""
 
@@ -30,7 +33,7 @@ def locked(path: Path, *, create: bool = True, timeout: float | None = None) -> 
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | (os.O_CREAT if create else 0)
     while True:
-        file = os.open(path, flags, _MODE)
+        file = os.open(path, flags, OWNER_ONLY)
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise OSError("it is no regular file")

@@ -19,8 +19,8 @@ from sldcore.evaluation.estimates import Estimate
 ROLES: Final = "playground/roles-held-out"
 NEUTRAL: Final = "playground/neutral-held-out"
 EXPLICIT: Final = "playground/explicit"
-MAIN_STAGES: Final = ("presets", "peers", "savings", "gates", "expensive", "explicit", "explicit-peers")
-COMPARED: Final = ("presets", "peers", "expensive")
+MAIN_STAGES: Final = ("presets", "peers", "savings", "gates")
+COMPARED: Final = ("presets", "peers")
 STREAMS: Final = (0.01, 0.05, 0.20)
 EXACT: Final = {"max-every-2": "max", "max-every-3": "max", "medium-momentum-5%": "medium"}
 FEW: Final = tuple(

@@ -40,7 +40,6 @@ EXPLICIT: Final = "playground/explicit"
 STEPS: Final = 50
 FEW_STEPS: Final = (8, 20)
 SCHEDULERS: Final = ("ddim", "dpm++2m", "euler")
-EXPENSIVE: Final = ("casg", "sega")
 FEW_LIMIT: Final = 30
 """Prompts of each set with few steps."""
 SECONDS_LIMIT: Final = 15
@@ -73,20 +72,15 @@ def presets(*names: str) -> list[SafetyPolicy]:
 def stages(work: Path) -> list[Stage]:
     """All stages, those that matter most first."""
     others = peers(references(work), sega=find_spec("sld_guidance_sega") is not None)
-    cheap = [each for each in others if each.name not in EXPENSIVE]
-    dear = [each for each in others if each.name in EXPENSIVE]
     both = (ROLES, NEUTRAL)
     every = (*both, EXPLICIT)
     return [
-        Stage("presets", both, presets(*PRESETS)),
+        Stage("presets", every, presets(*PRESETS)),
         Stage("goal", both, presets("off", "max", "gated"), images=2),
         Stage("seconds", both, [*presets("off"), *others], limit=SECONDS_LIMIT),
-        Stage("peers", both, cheap),
-        Stage("explicit", (EXPLICIT,), presets(*PRESETS)),
-        Stage("explicit-peers", (EXPLICIT,), cheap),
+        Stage("peers", every, others),
         Stage("gates", every, gates()),
         Stage("savings", every, savings()),
-        Stage("expensive", every, dear),
         *(_few(steps, scheduler, others) for steps in FEW_STEPS for scheduler in SCHEDULERS),
     ]
 

@@ -162,3 +162,18 @@ class RawRequest:
     @property
     def status(self) -> int:
         return int(self.messages[0]["status"])
+
+
+def left_by_its_client(made: Made, path: str, body: bytes) -> RawRequest:
+    """A request whose client goes away as soon as its work runs; the backend must hold."""
+
+    async def scenario() -> RawRequest:
+        async with made.app.router.lifespan_context(made.app):
+            request = RawRequest(path, body)
+            task = asyncio.create_task(request.send_to(made.app))
+            await made.backend.running.wait()
+            request.gone.set()
+            await task
+            return request
+
+    return asyncio.run(scenario())

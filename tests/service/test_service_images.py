@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64decode
-from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from fake_backend import FakeBackend, png_of
 from fastapi.testclient import TestClient
 from PIL import Image
-from service_app import Made, RawRequest, bearer, made_app
+from service_app import Made, RawRequest, bearer, left_by_its_client, made_app
 
 from sldcore.policy import SafetyPolicy
 from sldcore.service.http.app import create_app
@@ -21,17 +20,6 @@ from sldcore.service.ledger import open_ledger
 from sldcore.service.settings import AuditSettings, ServiceSettings
 
 PATH = "/v1/images/generations"
-
-
-@pytest.fixture
-def made() -> Made:
-    return made_app()
-
-
-@pytest.fixture
-def client(made: Made) -> Iterator[TestClient]:
-    with TestClient(made.app) as client:
-        yield client
 
 
 def asked(client: TestClient, key: str = "user", **request: Any) -> Any:
@@ -189,16 +177,7 @@ def test_the_real_ledger_takes_what_is_recorded(tmp_path: Any) -> None:
 def test_a_client_that_goes_away_cancels_its_pictures_and_leaves_records() -> None:
     made = made_app(FakeBackend(hold=True))
 
-    async def scenario() -> RawRequest:
-        async with made.app.router.lifespan_context(made.app):
-            request = RawRequest(PATH, b'{"prompt": "a red knight", "n": 2}')
-            task = asyncio.create_task(request.send_to(made.app))
-            await made.backend.running.wait()
-            request.gone.set()
-            await task
-            return request
-
-    request = asyncio.run(scenario())
+    request = left_by_its_client(made, PATH, b'{"prompt": "a red knight", "n": 2}')
     assert request.status == 499
     assert len(made.backend.cancelled) == 2
     assert [each["failed"]["reason"] for each in made.ledger.records] == ["cancelled", "cancelled"]

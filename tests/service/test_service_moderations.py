@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import asyncio
 import zlib
 from base64 import b64encode
-from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
@@ -11,24 +9,13 @@ import pytest
 from fake_backend import FakeBackend, png_of
 from fastapi.testclient import TestClient
 from PIL import Image
-from service_app import Made, RawRequest, bearer, made_app
+from service_app import Made, bearer, left_by_its_client, made_app
 
 from sldcore.policy import SafetyPolicy
 from sldcore.service.jobs import ReviewJob
 
 PATH = "/v1/moderations"
 RED, BLUE = png_of((255, 0, 0)), png_of((0, 0, 255))
-
-
-@pytest.fixture
-def made() -> Made:
-    return made_app()
-
-
-@pytest.fixture
-def client(made: Made) -> Iterator[TestClient]:
-    with TestClient(made.app) as client:
-        yield client
 
 
 def asked(client: TestClient, input_: Any, **more: Any) -> Any:
@@ -104,15 +91,7 @@ def test_without_a_record_no_verdict_leaves(client: TestClient, made: Made) -> N
 def test_a_client_that_goes_away_cancels_its_reviews() -> None:
     made = made_app(FakeBackend(hold=True))
 
-    async def scenario() -> None:
-        async with made.app.router.lifespan_context(made.app):
-            request = RawRequest(PATH, b'{"input": ["a", "b"]}')
-            task = asyncio.create_task(request.send_to(made.app))
-            await made.backend.running.wait()
-            request.gone.set()
-            await task
-
-    asyncio.run(scenario())
+    left_by_its_client(made, PATH, b'{"input": ["a", "b"]}')
     assert len(made.backend.cancelled) == 2
     assert [each["kind"] for each in made.ledger.records] == ["review", "review"]
 

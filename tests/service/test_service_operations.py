@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,6 @@ from sldcore.service.http.app import create_app
 from sldcore.service.http.routes_page import POLICY, add_page
 
 PATH = "/v1/images/generations"
-
-
-@pytest.fixture
-def made() -> Made:
-    return made_app()
-
-
-@pytest.fixture
-def client(made: Made) -> Iterator[TestClient]:
-    with TestClient(made.app) as client:
-        yield client
 
 
 def sent(client: TestClient, content: str, key: str = "user") -> Any:

@@ -6,35 +6,15 @@ from collections.abc import Iterator
 
 import page_server
 import pytest
-from evaluation import chromium
-from page_driver import MARKS, PROGRAM, Page, shown
+from page_driver import MARKS, Page
 
 pytestmark = MARKS
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Browser]:
-    with chromium.browser(str(PROGRAM), tmp_path_factory.mktemp("chromium") / "profile") as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def operators() -> Iterator[page_server.Service]:
-    with page_server.serving() as service:
-        yield service
 
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[page_server.Service]:
     with page_server.serving(keys=True, operator=False) as service:
         yield service
-
-
-@pytest.fixture
-def page(browser: chromium.Browser, operators: page_server.Service) -> Iterator[Page]:
-    """The page for an operator."""
-    with shown(browser, operators) as opened:
-        yield opened
 
 
 def test_a_service_without_keys_asks_for_none(page: Page) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import page_server
 import pytest
-from evaluation import chromium
-from page_driver import MARKS, PROGRAM, Page, shown
+from page_driver import MARKS, Page
 
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror="document.title=1">'
 WATCHED = """(() => { window.said = []; const watch = (id, found) => new MutationObserver(() => said.push(found()))
@@ -17,25 +15,6 @@ WATCHED = """(() => { window.said = []; const watch = (id, found) => new Mutatio
   watch('announcements', () => document.getElementById('announcements').textContent) })()"""
 
 pytestmark = MARKS
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Browser]:
-    with chromium.browser(str(PROGRAM), tmp_path_factory.mktemp("chromium") / "profile") as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def operators() -> Iterator[page_server.Service]:
-    with page_server.serving() as service:
-        yield service
-
-
-@pytest.fixture
-def page(browser: chromium.Browser, operators: page_server.Service) -> Iterator[Page]:
-    """The page for an operator."""
-    with shown(browser, operators) as opened:
-        yield opened
 
 
 def test_a_policy_says_what_it_does(page: Page) -> None:

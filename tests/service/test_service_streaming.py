@@ -2,28 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fake_backend import FakeBackend, busy
 from fastapi.testclient import TestClient
-from service_app import Made, RawRequest, bearer, made_app
+from service_app import Made, RawRequest, bearer, left_by_its_client, made_app
 
 from sldcore.service.http import streaming
 
 PATH = "/v1/images/generations"
-
-
-@pytest.fixture
-def made() -> Made:
-    return made_app()
-
-
-@pytest.fixture
-def client(made: Made) -> Iterator[TestClient]:
-    with TestClient(made.app) as client:
-        yield client
 
 
 def streamed(client: TestClient, **request: Any) -> Any:
@@ -130,16 +118,7 @@ def test_a_client_that_leaves_its_stream_cancels_the_work() -> None:
 def test_a_client_that_leaves_before_the_first_event_cancels_the_work() -> None:
     made = made_app(FakeBackend(hold=True))
 
-    async def scenario() -> RawRequest:
-        async with made.app.router.lifespan_context(made.app):
-            request = RawRequest(PATH, b'{"prompt": "x", "stream": true}')
-            task = asyncio.create_task(request.send_to(made.app))
-            await made.backend.running.wait()
-            request.gone.set()
-            await task
-            return request
-
-    assert asyncio.run(scenario()).status == 499
+    assert left_by_its_client(made, PATH, b'{"prompt": "x", "stream": true}').status == 499
     assert [each["failed"]["reason"] for each in made.ledger.records] == ["cancelled"]
 
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Any
 
 from sldcore.errors import ConfigurationError
-from sldcore.locked_files import locked, write_whole
+from sldcore.locked_files import OWNER_ONLY, TIMEOUT, locked, write_whole
 from sldcore.service.ledger.chain import EMPTY, Chain, Entry, Head, canonical
 from sldcore.service.ledger.errors import Altered, cannot_record, reason
 from sldcore.service.ledger.jsonl_reading import (
@@ -28,11 +28,6 @@ from sldcore.service.ledger.jsonl_reading import (
 from sldcore.service.ledger.records import begin_record
 from sldcore.service.ledger.verifying import SealedHead
 from sldcore.service.ledger.wanted import Wanted, newest_rows
-
-TIMEOUT: Final = 5.0
-"""Seconds to wait for other processes that write."""
-
-_MODE: Final = 0o600
 
 
 class JsonlLedger:
@@ -175,7 +170,7 @@ def _write(file: int, path: Path, chain: Chain, before: Head, texts: list[str]) 
 
 
 def _write_head(path: Path, chain: Chain, head: Head) -> None:
-    file = os.open(head_path(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _MODE)
+    file = os.open(head_path(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, OWNER_ONLY)
     try:
         write_whole(file, head_bytes(SealedHead(head, chain.seal(head))))
     finally:

@@ -10,7 +10,7 @@ from secrets import token_hex
 from typing import Any
 
 from sldcore.errors import ConfigurationError
-from sldcore.locked_files import locked
+from sldcore.locked_files import TIMEOUT, locked
 from sldcore.service.ledger import jsonl, sqlite
 from sldcore.service.ledger.chain import Chain, Entry, Head
 from sldcore.service.ledger.errors import Altered, reason
@@ -72,7 +72,7 @@ def _rotate_sqlite(path: Path, archive: Path, chain: Chain) -> Head:
 
 
 def _rotate_jsonl(path: Path, archive: Path, chain: Chain) -> Head:
-    with locked(path, create=False, timeout=jsonl.TIMEOUT):
+    with locked(path, create=False, timeout=TIMEOUT):
         head = jsonl.last_head(path)
         head_path(path).rename(head_path(archive))
         path.rename(archive)

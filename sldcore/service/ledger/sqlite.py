@@ -13,9 +13,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from threading import Lock
-from typing import Any, Final
+from typing import Any
 
 from sldcore.errors import ConfigurationError, SafetyFailure
+from sldcore.locked_files import OWNER_ONLY, TIMEOUT
 from sldcore.service.ledger.chain import EMPTY, Chain, Head, canonical
 from sldcore.service.ledger.errors import Altered, cannot_record, reason
 from sldcore.service.ledger.records import begin_record
@@ -28,11 +29,6 @@ from sldcore.service.ledger.sqlite_reading import (
     stored_head,
 )
 from sldcore.service.ledger.wanted import Wanted, newest_rows
-
-TIMEOUT: Final = 5.0
-"""Seconds to wait for other processes that write."""
-
-_MODE: Final = 0o600
 
 
 class SqliteLedger:
@@ -172,7 +168,7 @@ def create(path: Path, chain: Chain, continues: Mapping[str, Any] | None = None)
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{token_hex(4)}")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, _MODE))
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, OWNER_ONLY))
     try:
         with closing(connect(temporary, read_only=False)) as connection:
             (entry,) = chain.extended(EMPTY, [canonical(begin_record(chain.fingerprint, continues))])

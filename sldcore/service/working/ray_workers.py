@@ -14,6 +14,7 @@ from sldcore.errors import ConfigurationError
 from sldcore.policy import SafetyPolicy
 from sldcore.service.jobs import Answer, Job
 from sldcore.service.settings import ServiceSettings
+from sldcore.service.working.lives import LivingWorker
 from sldcore.service.working.ray_replica import Broken, Bundle, FromReplica, Said
 from sldcore.service.working.ray_serving import RayServe, ray_serve
 from sldcore.service.working.supervising import START_LIMIT
@@ -64,7 +65,7 @@ def ray_workers(
         yield make
 
 
-class RayWorker:
+class RayWorker(LivingWorker["_Life"]):
     """A ``Worker`` in a replica, with an application of its own for each time that it is started.
 
     Args:
@@ -84,14 +85,8 @@ class RayWorker:
         start_limit: float = START_LIMIT,
     ) -> None:
         self._assignment, self._applications = assignment, applications
-        self._grace, self._room_limit, self._start_limit = grace, room_limit, start_limit
-        self._life: _Life | None = None
-        self.sizes: Mapping[str, Sequence[tuple[int, int]]] = {}
-
-    @property
-    def alive(self) -> bool:
-        """It is warm and takes a batch."""
-        return self._life is not None and self._life.warm and not self._life.over.is_set()
+        super().__init__(assignment.name, grace)
+        self._room_limit, self._start_limit = room_limit, start_limit
 
     async def start(self) -> None:
         """As ``Worker.start``; a cluster without room for it is a ``ConfigurationError`` too."""
@@ -112,22 +107,10 @@ class RayWorker:
             await life.gone()
             raise
 
-    async def run(self, batch: Sequence[Job], emit: Emit) -> Sequence[Answer]:
-        """As ``Worker.run``."""
-        life = self._life
-        if life is None or not self.alive:
-            raise WorkerLost(f"worker {self._assignment.name} is not running")
-        return await life.run(batch, emit, self._grace)
-
     def cancel(self, ids: Collection[str]) -> None:
         """As ``Worker.cancel``."""
         if self._life is not None:
             self._life.cancel(ids)
-
-    async def ended(self) -> None:
-        """As ``Worker.ended``."""
-        if self._life is not None:
-            await self._life.over.wait()
 
     async def stop(self, seconds: float) -> None:
         """As ``Worker.stop``."""

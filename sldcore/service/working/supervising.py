@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 from sldcore.errors import ConfigurationError
 from sldcore.policy import SafetyPolicy
 from sldcore.service.jobs import Answer, Job
+from sldcore.service.working.lives import LivingWorker
 from sldcore.service.working.worker import (
     Alive,
     Cancel,
@@ -38,7 +39,7 @@ START_LIMIT: Final = 1800.0
 _LOG = logging.getLogger("sldcore.service")
 
 
-class WorkerProcess:
+class WorkerProcess(LivingWorker["_Life"]):
     """A ``Worker`` in a process of this machine.
 
     Args:
@@ -58,14 +59,8 @@ class WorkerProcess:
         start_limit: float = START_LIMIT,
     ) -> None:
         self._arguments = (host_factory, dict(assignment.models), tuple(policies), assignment.number)
-        self._name, self._grace, self._start_limit = assignment.name, grace, start_limit
-        self._life: _Life | None = None
-        self.sizes: Mapping[str, Sequence[tuple[int, int]]] = {}
-
-    @property
-    def alive(self) -> bool:
-        """It is warm and takes a batch."""
-        return self._life is not None and self._life.warm and not self._life.over.is_set()
+        super().__init__(assignment.name, grace)
+        self._start_limit = start_limit
 
     @property
     def pid(self) -> int | None:
@@ -87,22 +82,10 @@ class WorkerProcess:
             raise
         self.sizes = life.sizes
 
-    async def run(self, batch: Sequence[Job], emit: Emit) -> Sequence[Answer]:
-        """As ``Worker.run``."""
-        life = self._life
-        if life is None or not self.alive:
-            raise WorkerLost(f"worker {self._name} is not running")
-        return await life.run(batch, emit, self._grace)
-
     def cancel(self, ids: Collection[str]) -> None:
         """As ``Worker.cancel``."""
         if self._life is not None:
             self._life.send(Cancel(frozenset(ids)))
-
-    async def ended(self) -> None:
-        """As ``Worker.ended``."""
-        if self._life is not None:
-            await self._life.over.wait()
 
     async def stop(self, seconds: float) -> None:
         """As ``Worker.stop``; one that is not warm yet is ended at once."""
